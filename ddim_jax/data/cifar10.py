@@ -1,0 +1,143 @@
+"""CIFAR-10 through tensorflow-datasets, prepared from the official archive without TensorFlow.
+
+The stock builder's preparation extracts and encodes with TensorFlow. Its description of the data set is used here, and
+its own file layout, so that `tfds.load("cifar10")` reads the result too; the records come from `tarfile` and Pillow.
+"""
+
+import hashlib
+import http.client
+import shutil
+import sys
+import tarfile
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.progress import Progress
+
+URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+_RECORD = 1 + 32 * 32 * 3  # label, then the image, channels first
+_FILES = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
+_TIMEOUT = 3.0  # seconds for the server to answer
+
+
+def prepare_cifar10(data_dir: Path, archive: str, sha256: str) -> None:
+    """Prepare CIFAR-10 in data_dir as array_record, if nothing is prepared there.
+
+    Args:
+        data_dir: the directory of tensorflow-datasets.
+        archive: path of cifar-10-binary.tar.gz; empty: the one in data_dir, downloaded if absent.
+        sha256: the SHA-256 that the archive must have.
+
+    Raises:
+        ValueError: no archive and no network, or an archive that is damaged; nothing half-written stays.
+    """
+    if any(data_dir.glob("cifar10/*/dataset_info.json")):
+        return
+    path = Path(archive).expanduser() if archive else data_dir / "cifar-10-binary.tar.gz"
+    if not path.is_file():
+        if archive:
+            raise ValueError(f"--data.archive {path} does not exist; give the path of cifar-10-binary.tar.gz from {URL}.")
+        _download(path, sha256)
+    _verify(path, sha256)
+    _write(_read_archive(path), data_dir)
+
+
+def _download(path: Path, sha256: str) -> None:
+    """Fetch the archive to `path`, whole or not at all."""
+    answer: list[Any] = []
+
+    def ask() -> None:
+        try:
+            answer.append(urllib.request.urlopen(URL, timeout=_TIMEOUT))
+        except (OSError, http.client.HTTPException) as error:
+            answer.append(error)
+
+    # In a thread, since the time limit of a socket does not cover a name server that stays silent.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_TIMEOUT + 0.5)
+    failure: Any = answer[0] if answer else TimeoutError("no answer")
+    if not hasattr(failure, "read") or isinstance(failure, urllib.error.HTTPError):
+        raise ValueError(
+            f"CIFAR-10 is not prepared in {path.parent} and cannot be downloaded ({getattr(failure, 'reason', failure)}); "
+            f"put cifar-10-binary.tar.gz from {URL} at {path}."
+        )
+    partial = path.with_name(path.name + ".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with answer[0] as response, Progress(transient=True) as progress, open(partial, "wb") as file:
+            task = progress.add_task("CIFAR-10", total=response.length)
+            while chunk := response.read(1 << 20):
+                file.write(chunk)
+                progress.advance(task, len(chunk))
+        _verify(partial, sha256)
+        partial.replace(path)
+    except (OSError, http.client.HTTPException) as error:
+        raise ValueError(
+            f"the download of {URL} broke off ({error}); run the command again, or put the file at {path}."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _verify(path: Path, sha256: str) -> None:
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        raise ValueError(
+            f"{path} has the SHA-256 {found} and should have {sha256}; it is damaged: remove it and fetch it again from {URL}."
+        )
+
+
+def _read_archive(path: Path) -> dict[str, np.ndarray]:
+    """The records of each split, (N, 3073) uint8; everything is checked before anything is written."""
+    records: dict[str, list[np.ndarray]] = {"train": [], "test": []}
+    try:
+        with tarfile.open(path) as archive:
+            for split, names in _FILES.items():
+                for name in names:
+                    file = archive.extractfile(f"cifar-10-batches-bin/{name}")
+                    records[split].append(np.frombuffer(file.read() if file else b"", np.uint8).reshape(-1, _RECORD))
+    except (tarfile.TarError, OSError, EOFError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is not the CIFAR-10 binary archive ({error}); fetch it again from {URL}.") from error
+    whole = {split: np.concatenate(parts) for split, parts in records.items()}
+    for split, rows in whole.items():
+        if not len(rows) or rows[:, 0].max() > 9:
+            largest = rows[:, 0].max(initial=0)
+            raise ValueError(f"{path} has {len(rows)} {split} records with labels up to {largest}; CIFAR-10 has labels 0 to 9.")
+    return whole
+
+
+def _write(records: dict[str, np.ndarray], data_dir: Path) -> None:
+    """Write the records where and as the stock builder does."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.image_classification import cifar
+
+    with tfds.core.registered.skip_registration():
+
+        class Cifar10(cifar.Cifar10):
+            """The stock data set, with records that need no TensorFlow."""
+
+            def _split_generators(self, dl_manager: Any) -> Any:
+                self.info.features["label"].names = [
+                    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+                ]  # fmt: skip
+                return {split: self._generate_examples(split, rows) for split, rows in records.items()}
+
+            def _generate_examples(self, split: str, rows: np.ndarray) -> Any:
+                for i, row in enumerate(rows):
+                    image = Image.fromarray(row[1:].reshape(3, 32, 32).transpose(1, 2, 0))
+                    yield i, {"id": f"{split}_{i:05d}", "image": image, "label": int(row[0])}
+
+    builder = Cifar10(data_dir=str(data_dir), file_format="array_record")
+    parent = Path(builder.data_dir).parent
+    for left_over in parent.glob("*incomplete*"):  # of a preparation that was killed
+        shutil.rmtree(left_over)
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    builder.download_and_prepare()

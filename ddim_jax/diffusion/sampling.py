@@ -1,0 +1,171 @@
+"""The sampler: one `lax.scan` over the rows of a StepTable.
+
+    x_T ~ N(0, I)
+    for (t, s) in the rows:
+        x_s = √ᾱ_s x̂_0(x_t, t) + √(1−ᾱ_s−sigma²) ε̂(x_t, t) + noise · z_t      DDIM paper (arXiv:2010.02502), Eq. 12
+
+Image i of a seed has a key of its own. x_T is drawn from fold_in(key_i, 0) and its noise at time t ≥ 1 from fold_in(key_i, t),
+so an image does not depend on the batch that it is drawn in, and two σ schedules share their random numbers.
+
+Nothing here is jitted: jit `lambda params, x_T, table, keys: sample(denoiser(apply, params, alpha_bar), x_T, table, keys)` once
+and every η, σ and τ of one length is another argument to it.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from .prediction import Denoiser, Prediction
+from .randomness import Purpose, purpose_key
+from .reverse import StepTable, ddim_step
+from .types import Images, Numbers
+
+Keys = Key[Array, " keys"]
+
+
+class Path(NamedTuple):
+    """What the sampler saw at every step, in sampling order: x_t (S, B, …) and its x̂_0 (S, B, …)."""
+
+    x: Float[Array, "S B *dims"]
+    x_0: Float[Array, "S B *dims"]
+
+
+def image_keys(seed: int, indices: Numbers) -> Keys:
+    """The key of each image of a seed.
+
+    Equation: key_i = fold_in(fold_in(key(seed), SAMPLING), i).
+
+    Args:
+        seed: integer in 0 … 2³²−1.
+        indices: image indices ≥ 0, shape (B,).
+
+    Returns:
+        Typed threefry keys, shape (B,).
+
+    Raises:
+        ValueError: a seed or an index out of range, or indices that are not (B,).
+
+    >>> bool((image_keys(0, [7, 8])[1] == image_keys(0, [8])[0]))
+    True
+    """
+    indices = np.asarray(indices)
+    if indices.ndim != 1 or (indices.size and not (indices.min() >= 0 and indices.max() < 2**32)):
+        raise ValueError(f"indices are {indices}; give a one-dimensional array of integers from 0 to {2**32 - 1}.")
+    root = purpose_key(seed, Purpose.SAMPLING)
+    return jax.vmap(jax.random.fold_in, (None, 0))(root, indices.astype(np.uint32))
+
+
+def initial_noise(keys: Keys, shape: tuple[int, ...]) -> Float[Array, "B *dims"]:
+    """The noise x_T that each image starts from.
+
+    Equation: x_T = z_0 ~ N(0, I) from fold_in(key_i, 0).
+
+    Args:
+        keys: one key an image (B,), from `image_keys`.
+        shape: shape of one image, (H, W, C).
+
+    Returns:
+        x_T, shape (B, *shape).
+
+    >>> initial_noise(image_keys(0, [0, 1]), (8, 8, 1)).shape
+    (2, 8, 8, 1)
+
+    Source: arXiv:2010.02502, section 4.1.
+    """
+    return _noise(keys, 0, shape)
+
+
+def sample(denoise: Denoiser, x_T: Images, table: StepTable, keys: Keys) -> Float[Array, "B *dims"]:
+    """Run the reverse process from noise to images.
+
+    Equation: Eq. 12 for every row of the table. Memory: one batch, whatever S.
+
+    Args:
+        denoise: a Denoiser, (x_t (B, …), t (B,) int32) → Prediction.
+        x_T: noise to start from (B, H, W, C), usually `initial_noise`.
+        table: the steps, leaves (S,), from `step_table`.
+        keys: one key an image (B,), from `image_keys`.
+
+    Returns:
+        x_0, shape (B, H, W, C); images of [−1, 1], not clipped.
+
+    Raises:
+        ValueError: another number of keys than of images, or a table that is not (S,).
+
+    >>> from ddim_jax import alpha_bars, eta, linear_betas, step_table, uniform_timesteps
+    >>> denoise = lambda x, t: Prediction(jnp.zeros_like(x), x)
+    >>> table = step_table(alpha_bars(linear_betas(1000)), uniform_timesteps(1000, 4), eta(0.0))
+    >>> sample(denoise, jnp.ones((1, 8, 8, 1)), table, image_keys(0, [0])).shape
+    (1, 8, 8, 1)
+
+    Source: arXiv:2010.02502, Eq. 12.
+    """
+    _check(x_T, table, keys)
+    return jax.lax.scan(lambda x_t, row: (_step(denoise, x_t, row, keys)[0], None), x_T, table)[0]
+
+
+def sample_path(denoise: Denoiser, x_T: Images, table: StepTable, keys: Keys) -> tuple[Float[Array, "B *dims"], Path]:
+    """`sample`, and what it saw on the way.
+
+    Equation: path.x[i] = x_t and path.x_0[i] = x̂_0(x_t, t) of row i, so path.x[0] is x_T. Memory: 2 S batches.
+
+    Args:
+        denoise: a Denoiser.
+        x_T: noise to start from (B, H, W, C).
+        table: the steps, leaves (S,).
+        keys: one key an image (B,).
+
+    Returns:
+        x_0 (B, H, W, C), the result of `sample`, and Path(x, x_0), leaves (S, B, H, W, C). An inactive row repeats x and
+        has x̂_0 = x.
+
+    Raises:
+        ValueError: as `sample`.
+
+    >>> from ddim_jax import alpha_bars, eta, linear_betas, step_table, uniform_timesteps
+    >>> denoise = lambda x, t: Prediction(jnp.zeros_like(x), x)
+    >>> table = step_table(alpha_bars(linear_betas(1000)), uniform_timesteps(1000, 4), eta(0.0))
+    >>> sample_path(denoise, jnp.ones((1, 8, 8, 1)), table, image_keys(0, [0]))[1].x.shape
+    (4, 1, 8, 8, 1)
+
+    Source: arXiv:2010.02502, Eq. 12.
+    """
+    _check(x_T, table, keys)
+
+    def step(x_t, row):
+        x_s, x_hat_0 = _step(denoise, x_t, row, keys)
+        return x_s, Path(x_t, x_hat_0)
+
+    return jax.lax.scan(step, x_T, table)
+
+
+def _step(denoise: Denoiser, x_t, row: StepTable, keys: Keys):
+    """x_s and x̂_0 of one row; an inactive one skips the network."""
+
+    def step():
+        # The network's prediction of x_0 and of the noise in x_t.
+        prediction: Prediction = denoise(x_t, jnp.broadcast_to(row.t, x_t.shape[:1]))
+        # Fresh noise, drawn only where the row has any: drawing costs more than the rest of a step.
+        z = jax.lax.cond(row.noise > 0, lambda: _noise(keys, row.t, x_t.shape[1:]).astype(x_t.dtype), lambda: jnp.zeros_like(x_t))
+        # Eq. 12.
+        return ddim_step(x_t, prediction, z, row), prediction.x_0.astype(x_t.dtype)
+
+    return jax.lax.cond(row.active, step, lambda: (x_t, x_t))
+
+
+def _noise(keys: Keys, t: Numbers, shape: tuple[int, ...]) -> Float[Array, "B *dims"]:
+    """z_t of every image, from fold_in(key_i, t)."""
+    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, t), shape))(keys)
+
+
+def _check(x_T: Array, table: StepTable, keys: Keys) -> None:
+    if keys.shape != x_T.shape[:1]:
+        raise ValueError(
+            f"keys have shape {keys.shape} for x_T of shape {x_T.shape}; give one key an image: image_keys(seed, indices)."
+        )
+    shapes = {jnp.shape(leaf) for leaf in table}
+    if len(shapes) != 1 or len(shapes.pop()) != 1:
+        raise ValueError(f"the table's leaves have shapes {[jnp.shape(leaf) for leaf in table]}; all must be (S,).")

@@ -1,0 +1,9 @@
+"""Training: loss, state, step, checkpoints and the loop around them."""
+
+from .checkpoint import load_run
+from .loop import train
+from .loss import epsilon_loss
+from .state import TrainState, initial_state, make_optimizer
+from .step import make_train_step
+
+__all__ = ["TrainState", "epsilon_loss", "initial_state", "load_run", "make_optimizer", "make_train_step", "train"]
