@@ -132,12 +132,13 @@ def _folder(directory: Path, image_shape: tuple[int, int, int], split: Split) ->
 
 
 def _fit(image: Image.Image, image_shape: tuple[int, int, int]) -> np.ndarray:
-    """Resize the shorter side to the wanted size, keep the centre square, convert to grey or RGB on white."""
+    """The centre square in the wanted size, as grey or as RGB on white."""
     size, channels = image_shape[0], image_shape[2]
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     image = image.convert("L" if channels == 1 else "RGB")
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    image = image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+    # Cropped first: the filter would otherwise reach beyond the square.
+    image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
     return np.asarray(image).reshape(image_shape)

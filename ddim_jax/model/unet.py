@@ -50,11 +50,11 @@ def build_unet(config: UNetConfig, seed: int) -> tuple[Callable[..., Images], Pa
     """
     config.check()
 
-    def init() -> Params:
-        return nnx.to_pure_dict(nnx.state(UNet(config, nnx.Rngs(params=purpose_key(seed, Purpose.INIT)))))
+    def init(key: Key[Array, ""]) -> Params:
+        return nnx.to_pure_dict(nnx.state(UNet(config, nnx.Rngs(params=key))))
 
     # Jitted, the initial weights are one program, and under `jax.eval_shape` they are shapes that cost nothing.
-    return unet_apply(config), jax.jit(init)()
+    return unet_apply(config), jax.jit(init)(purpose_key(seed, Purpose.INIT))
 
 
 def unet_apply(config: UNetConfig) -> Callable[..., Images]:

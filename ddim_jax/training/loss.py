@@ -46,7 +46,7 @@ def epsilon_loss(
         ValueError: an output that is not of x_0's shape.
 
     >>> zero = lambda params, x, t: 0 * x
-    >>> round(float(epsilon_loss(zero, None, jnp.zeros((64, 8, 8, 1)), [1.0, 0.5], jax.random.key(0))), 1)
+    >>> round(float(epsilon_loss(zero, None, jnp.zeros((64, 8, 8, 1)), [1.0, 0.5], jax.random.key(1))), 1)
     1.0
 
     Source: arXiv:2010.02502, Eq. 5; arXiv:2006.11239, Eq. 14.

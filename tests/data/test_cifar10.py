@@ -1,0 +1,169 @@
+"""CIFAR-10 from a synthetic archive: prepared without TensorFlow, and every way in which that can fail."""
+
+import http.server
+import sys
+import tarfile
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from ddim_jax.config import DataConfig
+from ddim_jax.data import cifar10, load_dataset
+from tests.data.synthetic import write_archive
+
+SHAPE = (32, 32, 3)
+
+
+def rows(images):
+    return sorted(image.tobytes() for image in images)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tfds")
+    sha256, splits = write_archive(directory / "cifar-10-binary.tar.gz")
+    config = DataConfig("cifar10", data_dir=str(directory), archive_sha256=sha256)
+    return config, splits, load_dataset(config, SHAPE)
+
+
+def test_prepares_a_pre_placed_archive_without_tensorflow(prepared):
+    config, splits, train = prepared
+    test = load_dataset(config, SHAPE, "test")
+    for dataset, split in ((train, "train"), (test, "test")):
+        images = dataset.read(np.arange(dataset.size))
+        assert images.dtype == np.uint8
+        assert rows(images) == rows(splits[split][1])
+    assert train.flippable
+    assert "tensorflow" not in sys.modules
+
+
+def test_reads_what_is_prepared_without_the_archive(prepared, monkeypatch):
+    config, splits, _ = prepared
+    monkeypatch.setattr(cifar10, "_read_archive", None)
+    assert load_dataset(config, SHAPE).size == len(splits["train"][1])
+
+
+def test_the_stock_builder_reads_it_with_labels(prepared):
+    import tensorflow_datasets as tfds
+
+    config, splits, _ = prepared
+    source = tfds.builder("cifar10", data_dir=config.data_dir).as_data_source("train")
+    pairs = {record["image"].tobytes(): int(record["label"]) for record in source}
+    labels, images = splits["train"]
+    assert pairs == {image.tobytes(): int(label) for image, label in zip(images, labels, strict=True)}
+
+
+def test_any_prepared_data_set_by_name_resized(prepared):
+    config, splits, _ = prepared
+    named = DataConfig("tfds:cifar10", data_dir=config.data_dir)
+    assert rows(load_dataset(named, SHAPE).read(np.arange(60))) == rows(splits["train"][1])
+    small = load_dataset(named, (16, 16, 1))
+    assert small.read(np.array([5, 0, 5])).shape == (3, 16, 16, 1)
+    np.testing.assert_array_equal(small.read(np.array([5, 0, 5]))[[0]], small.read(np.array([5])))
+
+
+def left_over(directory):
+    return [path for path in directory.rglob("*") if path.is_file() and path.name != "cifar-10-binary.tar.gz"]
+
+
+def test_offline_and_unprepared_is_one_sentence_soon(tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar10, "URL", "https://ddim-jax.invalid/cifar-10-binary.tar.gz")
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=r"cannot be downloaded .* put cifar-10-binary.tar.gz from https://.* at .*") as error:
+        load_dataset(DataConfig("cifar10", data_dir=str(tmp_path / "new")), SHAPE)
+    assert time.monotonic() - start < 5
+    assert str(tmp_path / "new" / "cifar-10-binary.tar.gz") in str(error.value)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_silent_server_does_not_stall(tmp_path, monkeypatch):
+    stop = threading.Event()
+    monkeypatch.setattr(cifar10.urllib.request, "urlopen", lambda *_, **__: stop.wait(60))
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="no answer"):
+        load_dataset(DataConfig("cifar10", data_dir=str(tmp_path)), SHAPE)
+    assert time.monotonic() - start < 5
+    stop.set()
+
+
+@pytest.mark.parametrize("kind", ["flipped bit", "truncated"])
+def test_a_damaged_archive_is_refused_by_its_checksum(tmp_path, kind):
+    path = tmp_path / "cifar-10-binary.tar.gz"
+    sha256, _ = write_archive(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content if kind == "flipped bit" else content[: len(content) // 2])
+    with pytest.raises(ValueError, match=rf"{path} has the SHA-256 .* should have {sha256}; it is damaged"):
+        load_dataset(DataConfig("cifar10", data_dir=str(tmp_path), archive_sha256=sha256), SHAPE)
+    assert left_over(tmp_path) == []
+
+
+def test_the_real_checksum_is_asked_for_by_default(tmp_path):
+    write_archive(tmp_path / "cifar-10-binary.tar.gz")
+    with pytest.raises(ValueError, match="should have c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"):
+        load_dataset(DataConfig("cifar10", data_dir=str(tmp_path)), SHAPE)
+
+
+def test_an_archive_of_something_else_is_refused(tmp_path):
+    import hashlib
+
+    path = tmp_path / "other.tar.gz"
+    with tarfile.open(path, "w:gz"):
+        pass
+    config = DataConfig("cifar10", str(tmp_path), str(path), hashlib.sha256(path.read_bytes()).hexdigest())
+    with pytest.raises(ValueError, match="not the CIFAR-10 binary archive"):
+        load_dataset(config, SHAPE)
+    with pytest.raises(ValueError, match=r"--data.archive .*missing does not exist"):
+        load_dataset(DataConfig("cifar10", str(tmp_path), str(tmp_path / "missing")), SHAPE)
+    assert left_over(tmp_path) == [path]
+
+
+def test_a_preparation_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    sha256, _ = write_archive(tmp_path / "cifar-10-binary.tar.gz")
+    monkeypatch.setattr(cifar10.Image, "fromarray", lambda _: 1 / 0)
+    config = DataConfig("cifar10", data_dir=str(tmp_path), archive_sha256=sha256)
+    with pytest.raises(ZeroDivisionError):
+        load_dataset(config, SHAPE)
+    assert left_over(tmp_path) == []
+    monkeypatch.undo()
+    assert load_dataset(config, SHAPE).size == 60
+
+
+@pytest.fixture
+def server(tmp_path):
+    """An HTTP server on loopback that serves tmp_path/served."""
+    directory = tmp_path / "served"
+    directory.mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=str(directory))
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield directory, f"http://127.0.0.1:{httpd.server_port}/archive.tar.gz"
+        httpd.shutdown()
+
+
+def test_downloads_verifies_and_prepares(server, tmp_path, monkeypatch):
+    directory, url = server
+    monkeypatch.setattr(cifar10, "URL", url)
+    sha256, splits = write_archive(directory / "archive.tar.gz")
+    data = tmp_path / "data"
+    with pytest.raises(ValueError, match="is damaged"):
+        load_dataset(DataConfig("cifar10", str(data), archive_sha256="0" * 64), SHAPE)
+    assert list(data.iterdir()) == []
+    train = load_dataset(DataConfig("cifar10", str(data), archive_sha256=sha256), SHAPE)
+    assert rows(train.read(np.arange(60))) == rows(splits["train"][1])
+    assert (data / "cifar-10-binary.tar.gz").is_file()
+
+
+def test_a_missing_page_is_one_sentence(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar10, "URL", server[1])
+    with pytest.raises(ValueError, match=r"cannot be downloaded .*[Nn]ot [Ff]ound"):
+        load_dataset(DataConfig("cifar10", str(tmp_path)), SHAPE)

@@ -1,0 +1,37 @@
+import itertools
+
+import numpy as np
+
+from ddim_jax.data import Dataset, batches
+
+
+def numbered(size=10):
+    """A data set in which image i is the grey value i."""
+    return Dataset("numbers", size, (1, 1, 1), False, lambda indices: np.asarray(indices, np.uint8).reshape(-1, 1, 1, 1))
+
+
+def stream(count, **arguments):
+    return [
+        ((batch + 1) * 127.5).round().astype(int).ravel()
+        for batch in itertools.islice(batches(numbered(), 4, **arguments), count)
+    ]
+
+
+def test_every_epoch_has_every_image_once_in_another_order():
+    images = np.concatenate(stream(10, seed=0)).reshape(4, 10)
+    for epoch in images:
+        assert sorted(epoch) == list(range(10))
+    assert len({tuple(epoch) for epoch in images}) == 4
+
+
+def test_the_step_is_the_whole_state():
+    whole = stream(30, seed=3)
+    for start in (0, 1, 17, 29):
+        np.testing.assert_array_equal(stream(30 - start, seed=3, start=start), whole[start:])
+    assert not np.array_equal(stream(30, seed=4), whole)
+
+
+def test_values_and_type():
+    batch = next(batches(numbered(256), 256, seed=0))
+    assert batch.dtype == np.float32
+    assert (batch.min(), batch.max()) == (-1, 1)

@@ -1,0 +1,158 @@
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddim_jax.config import presets
+from ddim_jax.model import UNetConfig, build_unet
+from ddim_jax.model.unet import sinusoidal_embedding, unet_apply
+from ddim_jax.training import initial_state, load_run, make_optimizer
+from ddim_jax.training.checkpoint import checkpoints, restore_state, save_checkpoint
+from tests.conftest import tiny_config
+
+REFERENCE = np.load(Path(__file__).parent.parent / "reference" / "unet_ddpm_layout.npz")
+SMALL = UNetConfig(8, 1, channels=8, multipliers=(1, 2), blocks=1, attention_resolutions=(4,), groups=2, dropout=0.5)
+
+
+def count(params):
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def test_the_papers_model_has_its_number_of_parameters():
+    params = jax.eval_shape(lambda: build_unet(UNetConfig(), 0)[1])
+    assert count(params) == 35_746_307
+
+
+def put(params, name, weight):
+    """Write a PyTorch weight into the parameters under its official name."""
+    *path, leaf = [int(part) if part.isdigit() else part for part in name.split(".")]
+    for part in path:
+        params = params[part]
+    if leaf == "bias":
+        target, value = "bias", weight
+    elif weight.ndim == 1:
+        target, value = "scale", weight
+    elif "kernel" in params and params["kernel"].ndim == 2:
+        target, value = "kernel", weight.reshape(weight.shape[:2]).T  # a 1×1 convolution is a dense layer here
+    else:
+        target, value = "kernel", weight.transpose(2, 3, 1, 0)
+    assert params[target].shape == value.shape, name
+    params[target] = jnp.asarray(value)
+
+
+def test_agrees_with_the_official_network_for_its_weights():
+    config = UNetConfig(16, 3, channels=32, multipliers=(1, 2), blocks=1, attention_resolutions=(8,), groups=8)
+    apply, params = build_unet(config, 0)
+    names = [name for name in REFERENCE.files if name.startswith("weights/")]
+    assert len(names) == len(jax.tree.leaves(params))
+    for name in names:
+        put(params, name.removeprefix("weights/"), REFERENCE[name])
+    epsilon = jax.jit(apply)(params, REFERENCE["x"].transpose(0, 2, 3, 1), REFERENCE["t"].astype(np.int32))
+    assert np.abs(np.asarray(epsilon).transpose(0, 3, 1, 2) - REFERENCE["epsilon"]).max() < 2e-5
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    apply, params = build_unet(SMALL, 0)
+    return jax.jit(apply), params
+
+
+@pytest.fixture(scope="module")
+def network(fresh):
+    """The network with no weight at zero."""
+    apply, params = fresh
+    return apply, jax.tree.map(
+        lambda leaf: leaf + 0.02 * jnp.cos(jnp.arange(leaf.size, dtype=jnp.float32).reshape(leaf.shape)), params
+    )
+
+
+def test_starts_at_zero_and_each_block_as_the_identity(fresh):
+    apply, params = fresh
+    x, t = jax.random.normal(jax.random.key(0), (3, 8, 8, 1)), jnp.array([0, 0, 999])
+    np.testing.assert_array_equal(apply(params, x, t), np.zeros((3, 8, 8, 1)))
+    blocks = [params["down"][0]["block"][0], params["mid"]["block_1"], params["up"][1]["block"][1]]
+    last = [*(block["conv2"] for block in blocks), params["mid"]["attn_1"]["proj_out"], params["conv_out"]]
+    assert not any(layer["kernel"].any() for layer in last)
+    assert all(block["conv1"]["kernel"].any() for block in blocks)
+    params = build_unet(replace(SMALL, zero_init=False), 0)[1]
+    assert all(layer["kernel"].any() for layer in (params["conv_out"], params["mid"]["attn_1"]["proj_out"]))
+
+
+def test_depends_on_time_and_on_its_own_image_only(network):
+    apply, params = network
+    x = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
+    out = apply(params, x, jnp.array([0, 0, 0]))
+    assert np.abs(apply(params, x, jnp.array([900, 0, 0]))[0] - out[0]).max() > 1e-3
+    changed = apply(params, x.at[0].add(1.0), jnp.array([0, 0, 0]))
+    assert np.abs(changed[0] - out[0]).max() > 1e-3
+    np.testing.assert_array_equal(changed[1:], out[1:])
+
+
+def test_dropout_takes_its_key_at_the_call(network):
+    apply, params = network
+    x, t = jax.random.normal(jax.random.key(0), (3, 8, 8, 1)), jnp.array([5, 5, 5])
+    sure = apply(params, x, t)
+    np.testing.assert_array_equal(apply(params, x, t), sure)
+    one, two = (apply(params, x, t, dropout_key=jax.random.key(seed)) for seed in (1, 2))
+    np.testing.assert_array_equal(apply(params, x, t, dropout_key=jax.random.key(1)), one)
+    assert np.abs(one - two).max() > 1e-3
+    assert np.abs(one - sure).max() > 1e-3
+
+
+def test_seeds(fresh):
+    again, other = (build_unet(SMALL, seed)[1]["conv_in"]["kernel"] for seed in (0, 1))
+    np.testing.assert_array_equal(fresh[1]["conv_in"]["kernel"], again)
+    assert np.abs(again - other).max() > 0.01
+
+
+def test_eleven_layers_keep_their_order_through_a_checkpoint(tmp_path):
+    """Orbax turns list indices into strings without a template, and sorted strings put 10 before 2."""
+    base = tiny_config(presets()["digits"], tmp_path)
+    config = replace(base, model=replace(base.model, channels=4, blocks=11, multipliers=(1,), attention_resolutions=()))
+    template = jax.eval_shape(lambda: build_unet(config.model, 0)[1])
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), template)
+    for i in range(11):
+        params["down"][0]["block"][i]["conv2"]["bias"] = jnp.full(4, float(i))
+    state = initial_state(params, make_optimizer(config.train))._replace(step=jnp.int32(7))
+    with checkpoints(tmp_path, keep=1) as manager:
+        save_checkpoint(manager, state, config)
+    restored = restore_state(tmp_path, 7, state)
+    saved_config, ema = load_run(tmp_path)
+    assert saved_config == config
+    for tree in (restored.params, restored.ema, ema):
+        assert list(tree["down"][0]["block"]) == list(range(11))
+        assert [float(tree["down"][0]["block"][i]["conv2"]["bias"][0]) for i in range(11)] == list(range(11))
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+
+
+def test_time_embedding_against_numpy():
+    t = np.array([0, 1, 999])
+    omega = 10000.0 ** (-np.arange(16) / 15)
+    expected = np.concatenate([np.sin(t[:, None] * omega), np.cos(t[:, None] * omega)], axis=1)
+    np.testing.assert_allclose(sinusoidal_embedding(jnp.asarray(t), 16), expected, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_size": 6, "multipliers": (1, 2, 2)}, "--model.image-size is 6; it must be a multiple of 4"),
+        ({"multipliers": ()}, "--model.multipliers"),
+        ({"attention_resolutions": (5,)}, r"--model.attention-resolutions is 5; .*\[8, 4\]"),
+        ({"groups": 3}, "--model.channels is 8; it must be a multiple of 2 and of model.groups = 3"),
+        ({"image_channels": 2}, "--model.image-channels is 2"),
+        ({"dropout": 1.0}, "--model.dropout is 1.0"),
+        ({"blocks": 0}, "--model.blocks is 0"),
+    ],
+)
+def test_refusals(changes, message):
+    with pytest.raises(ValueError, match=message):
+        build_unet(replace(SMALL, **changes), 0)
+
+
+def test_unet_apply_makes_no_parameters(network):
+    _, params = network
+    x, t = jnp.ones((3, 8, 8, 1)), jnp.array([1, 2, 3])
+    np.testing.assert_allclose(jax.jit(unet_apply(SMALL))(params, x, t), network[0](params, x, t), atol=1e-5)
