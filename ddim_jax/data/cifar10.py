@@ -62,7 +62,9 @@ def _download(path: Path, sha256: str) -> None:
     thread.start()
     thread.join(_TIMEOUT + 0.5)
     failure: Any = answer[0] if answer else TimeoutError("no answer")
-    if not hasattr(failure, "read") or isinstance(failure, urllib.error.HTTPError):
+    if isinstance(failure, urllib.error.HTTPError):
+        failure.close()
+    if isinstance(failure, Exception):
         raise ValueError(
             f"CIFAR-10 is not prepared in {path.parent} and cannot be downloaded ({getattr(failure, 'reason', failure)}); "
             f"put cifar-10-binary.tar.gz from {URL} at {path}."

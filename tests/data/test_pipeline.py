@@ -11,10 +11,8 @@ def numbered(size=10):
 
 
 def stream(count, **arguments):
-    return [
-        ((batch + 1) * 127.5).round().astype(int).ravel()
-        for batch in itertools.islice(batches(numbered(), 4, **arguments), count)
-    ]
+    steps = itertools.islice(batches(numbered(), 4, **arguments), count)
+    return [((x_0 + 1) * 127.5).round().astype(int).ravel() for x_0 in steps]
 
 
 def test_every_epoch_has_every_image_once_in_another_order():

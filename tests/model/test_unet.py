@@ -27,30 +27,29 @@ def test_the_papers_model_has_its_number_of_parameters():
 
 
 def put(params, name, weight):
-    """Write a PyTorch weight into the parameters under its official name."""
+    """Replace a parameter by a PyTorch weight under its official name."""
     *path, leaf = [int(part) if part.isdigit() else part for part in name.split(".")]
     for part in path:
         params = params[part]
-    if leaf == "bias":
-        target, value = "bias", weight
-    elif weight.ndim == 1:
-        target, value = "scale", weight
-    elif "kernel" in params and params["kernel"].ndim == 2:
-        target, value = "kernel", weight.reshape(weight.shape[:2]).T  # a 1×1 convolution is a dense layer here
-    else:
-        target, value = "kernel", weight.transpose(2, 3, 1, 0)
-    assert params[target].shape == value.shape, name
-    params[target] = jnp.asarray(value)
+    if leaf == "weight":
+        leaf = "scale" if weight.ndim == 1 else "kernel"
+    # PyTorch keeps (out, in, height, width) and (out, in); attention's 1×1 convolutions are dense layers here.
+    dense = weight.ndim == 4 and len(params[leaf].shape) == 2
+    value = weight[:, :, 0, 0].T if dense else weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T
+    assert params[leaf].shape == value.shape, name
+    params[leaf] = jnp.asarray(value)
 
 
 def test_agrees_with_the_official_network_for_its_weights():
     config = UNetConfig(16, 3, channels=32, multipliers=(1, 2), blocks=1, attention_resolutions=(8,), groups=8)
-    apply, params = build_unet(config, 0)
+    params = jax.eval_shape(lambda: build_unet(config, 0)[1])
     names = [name for name in REFERENCE.files if name.startswith("weights/")]
-    assert len(names) == len(jax.tree.leaves(params))
     for name in names:
         put(params, name.removeprefix("weights/"), REFERENCE[name])
-    epsilon = jax.jit(apply)(params, REFERENCE["x"].transpose(0, 2, 3, 1), REFERENCE["t"].astype(np.int32))
+    assert len(names) == len(jax.tree.leaves(params))
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
+    x, t = REFERENCE["x"].transpose(0, 2, 3, 1), REFERENCE["t"].astype(np.int32)
+    epsilon = jax.jit(unet_apply(config))(params, x, t)
     assert np.abs(np.asarray(epsilon).transpose(0, 3, 1, 2) - REFERENCE["epsilon"]).max() < 2e-5
 
 
@@ -64,9 +63,11 @@ def fresh():
 def network(fresh):
     """The network with no weight at zero."""
     apply, params = fresh
-    return apply, jax.tree.map(
-        lambda leaf: leaf + 0.02 * jnp.cos(jnp.arange(leaf.size, dtype=jnp.float32).reshape(leaf.shape)), params
-    )
+
+    def fill(leaf):
+        return leaf + 0.02 * np.cos(np.arange(leaf.size, dtype=np.float32)).reshape(leaf.shape)
+
+    return apply, jax.tree.map(fill, params)
 
 
 def test_starts_at_zero_and_each_block_as_the_identity(fresh):
@@ -77,7 +78,7 @@ def test_starts_at_zero_and_each_block_as_the_identity(fresh):
     last = [*(block["conv2"] for block in blocks), params["mid"]["attn_1"]["proj_out"], params["conv_out"]]
     assert not any(layer["kernel"].any() for layer in last)
     assert all(block["conv1"]["kernel"].any() for block in blocks)
-    params = build_unet(replace(SMALL, zero_init=False), 0)[1]
+    params = build_unet(replace(SMALL, multipliers=(1,), attention_resolutions=(), zero_init=False), 0)[1]
     assert all(layer["kernel"].any() for layer in (params["conv_out"], params["mid"]["attn_1"]["proj_out"]))
 
 
