@@ -46,16 +46,21 @@ def _describe(config) -> None:
     import jax
 
     from ddim_jax.data import load_dataset
+    from ddim_jax.data.cifar10 import is_prepared
     from ddim_jax.model import build_unet
     from ddim_jax.training.loop import count_parameters
 
     config.check()
     print(json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False))
-    dataset = load_dataset(config.data, config.model.image_shape())
     params = jax.eval_shape(lambda: build_unet(config.model, config.seed)[1])
     print(f"parameters: {count_parameters(params):,}")
-    batch = (config.train.batch_size, *dataset.shape)
-    print(f"data: {dataset.name}, {dataset.size:,} images of shape {dataset.shape}; batches {batch} in [-1, 1]")
+    shape = config.model.image_shape()
+    if config.data.source == "cifar10" and not is_prepared(config.data.directory()):
+        name, size = f"cifar10, not yet prepared in {config.data.directory()}", ""
+    else:
+        dataset = load_dataset(config.data, shape)
+        name, size = dataset.name, f"{dataset.size:,} "
+    print(f"data: {name}, {size}images of shape {shape}; batches {(config.train.batch_size, *shape)} in [-1, 1]")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import dataclasses
 import json
 import math
 import os
-import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -278,7 +277,7 @@ def _value(hint: Any, value: Any, name: str) -> Any:
     elif origin is Literal:
         if value in options:
             return value
-        hint = types.GenericAlias(Literal, options)
+        raise ValueError(f"the configuration's {name} is {value!r}; it must be one of {', '.join(map(str, options))}.")
     elif type(value) is hint or (hint is float and type(value) is int):
         return hint(value)
     raise ValueError(f"the configuration's {name} is {value!r}; it must be of type {getattr(hint, '__name__', hint)}.")

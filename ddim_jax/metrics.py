@@ -3,10 +3,10 @@
 import numpy as np
 from jaxtyping import Float
 
-Features = Float[np.ndarray, "N D"]
+from .diffusion.types import Numbers
 
 
-def frechet_distance(features_a: Features, features_b: Features) -> float:
+def frechet_distance(features_a: Numbers, features_b: Numbers) -> float:
     """The Fréchet distance between Gaussians fitted to two sets of features.
 
     Equation: ‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2 (Σ_a^½ Σ_b Σ_a^½)^½), Σ with divisor N − 1.

@@ -25,6 +25,11 @@ _FILES = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_
 _TIMEOUT = 3.0  # seconds for the server to answer
 
 
+def is_prepared(data_dir: Path) -> bool:
+    """Whether data_dir holds CIFAR-10, found without importing tensorflow-datasets."""
+    return any(data_dir.glob("cifar10/*/dataset_info.json"))
+
+
 def prepare_cifar10(data_dir: Path, archive: str, sha256: str) -> None:
     """Prepare CIFAR-10 in data_dir as array_record, if nothing is prepared there.
 
@@ -36,7 +41,7 @@ def prepare_cifar10(data_dir: Path, archive: str, sha256: str) -> None:
     Raises:
         ValueError: no archive and no network, or an archive that is damaged; nothing half-written stays.
     """
-    if any(data_dir.glob("cifar10/*/dataset_info.json")):
+    if is_prepared(data_dir):
         return
     path = Path(archive).expanduser() if archive else data_dir / "cifar-10-binary.tar.gz"
     if not path.is_file():

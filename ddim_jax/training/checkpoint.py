@@ -1,6 +1,6 @@
 """Checkpoints of a run directory, through Orbax (the only file that imports it).
 
-    RUN/checkpoints/STEP/{config, ema, train}
+    RUN/checkpoints/STEP/{config, ema, train, SHA256SUMS}
 
 `ema` is apart from the rest, so that sampling reads a quarter of the bytes. Everything is restored into a template of
 the expected structure: without one, Orbax turns the numbers of a list of layers into strings, and merging them orders
@@ -9,19 +9,20 @@ layer 10 before layer 2.
 
 import contextlib
 import dataclasses
-import gc
-import logging
-import sys
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from ..config import Config, config_from_dict
 from ..model import build_unet
 from .state import TrainState
+
+_SUMS = "SHA256SUMS"
 
 
 @contextlib.contextmanager
@@ -32,15 +33,36 @@ def checkpoints(directory: Path, keep: int) -> Iterator[ocp.CheckpointManager]:
     """
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
     with ocp.CheckpointManager(_folder(directory), options=options) as manager:
-        yield manager
+        try:
+            yield manager
+        finally:
+            seal(manager)
 
 
 def save_checkpoint(manager: ocp.CheckpointManager, state: TrainState, config: Config) -> None:
-    """Save a state under its step number."""
-    train = state._replace(ema=None)
-    items = {"config": ocp.args.JsonSave(dataclasses.asdict(config)), "ema": ocp.args.StandardSave(state.ema),
-             "train": ocp.args.StandardSave(train)}  # fmt: skip
-    manager.save(int(state.step), args=ocp.args.Composite(**items))
+    """Save a state under its step number; the writing goes on in the background."""
+    seal(manager)
+    # A copy: the next step reuses the memory of this one. From the host, Orbax need not divide the replicas' work.
+    host = jax.tree.map(np.array, state)
+    items = {"config": ocp.args.JsonSave(dataclasses.asdict(config)), "ema": ocp.args.StandardSave(host.ema),
+             "train": ocp.args.StandardSave(host._replace(ema=None))}  # fmt: skip
+    manager.save(int(host.step), args=ocp.args.Composite(**items))
+
+
+def seal(manager: ocp.CheckpointManager) -> None:
+    """Wait for the newest checkpoint to be whole, and write the checksums of its files, as `sha256sum` does.
+
+    Orbax reads a damaged array as if it were whole, or fails with a page of tracebacks; the checksums find it before.
+    """
+    manager.wait_until_finished()
+    step = manager.latest_step()
+    sums = Path(manager.directory) / str(step) / _SUMS
+    if step is None or sums.exists():
+        return
+    files = sorted(path for path in sums.parent.rglob("*") if path.is_file())
+    partial = sums.with_suffix(".partial")
+    partial.write_text("".join(f"{_sha256(path)}  {path.relative_to(sums.parent)}\n" for path in files))
+    partial.replace(sums)
 
 
 def restore_state(directory: Path, step: int, template: TrainState) -> TrainState:
@@ -94,28 +116,35 @@ def load_run(directory: str | Path) -> tuple[Config, Any]:
 
 
 def _restore(directory: Path, step: int, items: dict[str, Any]) -> Any:
-    folder = _folder(directory)
+    checkpoint = _folder(directory) / str(step)
+    _verify(checkpoint, set(items))
     try:
-        with _quiet(), ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+        with ocp.CheckpointManager(checkpoint.parent, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
             return manager.restore(step, args=ocp.args.Composite(**items))
     except Exception as error:  # Orbax and TensorStore raise whatever their layers raise, Exception itself included
-        raise ValueError(
-            f"the checkpoint {folder / str(step)} cannot be read ({str(error).splitlines()[0][:200]}); it is damaged: remove it "
-            "to go on from the one before it."
-        ) from error
+        raise _damaged(checkpoint, str(error).splitlines()[0][:200]) from error
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the tracebacks of Orbax's abandoned reads off the screen; the error itself is raised."""
-    hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
-    disabled, logger.disabled = logger.disabled, True
-    sys.unraisablehook = lambda _: None
-    try:
-        yield
-    finally:
-        gc.collect()  # the reads complain when they are collected
-        sys.unraisablehook, logger.disabled = hook, disabled
+def _verify(checkpoint: Path, items: set[str]) -> None:
+    """Compare the files of some items with their checksums, where a kill did not prevent that these were written."""
+    sums = checkpoint / _SUMS
+    for line in sums.read_text().splitlines() if sums.exists() else []:
+        expected, name = line.split("  ", 1)
+        if name.split("/")[0] in items:
+            path = checkpoint / name
+            if not path.is_file():
+                raise _damaged(checkpoint, f"{name} is missing")
+            if _sha256(path) != expected:
+                raise _damaged(checkpoint, f"{name} is not what was written")
+
+
+def _damaged(checkpoint: Path, reason: str) -> ValueError:
+    return ValueError(f"the checkpoint {checkpoint} is damaged ({reason}); remove it to go on from the one before it.")
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _folder(directory: Path) -> Path:

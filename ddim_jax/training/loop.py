@@ -31,7 +31,7 @@ from ..generation import generate, make_sampler
 from ..images import save_grid, to_uint8, to_unit_range
 from ..metrics import frechet_distance
 from ..model import build_unet
-from .checkpoint import checkpoints, latest_step, load_run_config, restore_state, save_checkpoint
+from .checkpoint import checkpoints, latest_step, load_run_config, restore_state, save_checkpoint, seal
 from .state import TrainState, initial_state, make_optimizer
 from .step import make_train_step
 
@@ -113,7 +113,7 @@ def _run(
             log, save = (last or done % every == 0 for every in (settings.log_every, settings.checkpoint_every))
             if log or save or stop.is_set():
                 window = jax.device_get(window)
-                _check_finite(window, done, config)
+                _check_finite(window, done, config, manager)
             if log:
                 report(done, window)
                 window = []
@@ -184,11 +184,12 @@ def _make_draw(config: Config, apply: Callable[..., Any], alpha_bar: np.ndarray)
     return draw
 
 
-def _check_finite(window: list[Metrics], done: int, config: Config) -> None:
+def _check_finite(window: list[Metrics], done: int, config: Config, manager: Any) -> None:
     """Raise ValueError at the first step whose loss or gradient is not finite; nothing is saved after it."""
     for step, metrics in enumerate(window, done - len(window) + 1):
         for name, value in metrics.items():
             if not np.isfinite(value):
+                seal(manager)
                 good = latest_step(Path(config.out))
                 kept = "no checkpoint was saved before it" if good is None else f"the checkpoint of step {good} is good"
                 raise ValueError(

@@ -58,7 +58,7 @@ def make_train_step(
         done = state.step + 1
         decay = jnp.minimum(ema_decay, (1 + done) / (10 + done))
         ema = optax.incremental_update(params, state.ema, 1 - decay)
-        return TrainState(done, params, ema, opt_state), {"loss": loss, "grad_norm": optax.global_norm(gradient)}
+        return TrainState(done, params, ema, opt_state), {"loss": loss, "grad_norm": optax.tree.norm(gradient)}
 
     return jax.jit(step, donate_argnums=0)
 

@@ -1,0 +1,142 @@
+"""The loss, the optimizer and the train step against NumPy, on a network of two parameters."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddim_jax.config import TrainConfig
+from ddim_jax.training import TrainState, epsilon_loss, initial_state, make_optimizer, make_train_step
+from ddim_jax.training.loss import mean_squared_error
+from ddim_jax.training.state import learning_rate
+from ddim_jax.training.step import random_flip
+
+
+def test_the_loss_sees_the_right_noisy_images(alpha_bar):
+    x_0 = jax.random.normal(jax.random.key(5), (512, 2, 2, 1))
+    seen = {}
+
+    def network(params, x_t, t):
+        seen.update(x=np.asarray(x_t), t=np.asarray(t))
+        return jnp.zeros_like(x_t)
+
+    loss = float(epsilon_loss(network, None, x_0, alpha_bar, jax.random.key(0)))
+    a = alpha_bar[seen["t"] + 1][:, None, None, None]
+    noise = (seen["x"] - np.sqrt(a) * x_0) / np.sqrt(1 - a)  # what must have been added
+    noise = np.asarray(noise)
+    assert loss == pytest.approx(np.mean(noise**2), rel=1e-3)
+    assert noise.mean() == pytest.approx(0, abs=0.1)
+    assert noise.std() == pytest.approx(1, abs=0.1)
+    assert (seen["t"].min() < 30) & (seen["t"].max() > 970) & (seen["t"].min() >= 0) & (seen["t"].max() <= 999)
+    assert abs(np.mean(seen["t"]) - 499.5) < 60
+
+
+def test_a_network_that_knows_the_noise_has_no_loss(alpha_bar):
+    x_0 = jnp.zeros((64, 2, 2, 1))
+
+    def perfect(params, x_t, t):
+        return x_t / jnp.sqrt(1 - jnp.asarray(alpha_bar)[t + 1]).reshape(-1, 1, 1, 1)
+
+    assert float(epsilon_loss(perfect, None, x_0, alpha_bar, jax.random.key(0))) < 1e-8
+
+
+def test_unequal_shapes_are_refused(alpha_bar):
+    with pytest.raises(ValueError, match="must be equal"):
+        mean_squared_error(jnp.ones((4, 1)), jnp.ones((4,)))
+    with pytest.raises(ValueError, match="must be equal"):
+        epsilon_loss(lambda params, x, t: x[..., :1], None, jnp.ones((4, 2, 2, 3)), alpha_bar, jax.random.key(0))
+
+
+def test_learning_rate_schedules():
+    rates = [float(learning_rate(TrainConfig(warmup_steps=4, learning_rate=1.0))(step)) for step in range(8)]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 1])
+    config = TrainConfig(steps=12, warmup_steps=2, learning_rate=1.0, decay="cosine")
+    rates = [float(learning_rate(config)(step)) for step in range(12)]
+    assert rates == pytest.approx([0.5, 1, *(0.5 * (1 + np.cos(np.pi * k / 10)) for k in range(10))], abs=1e-6)
+    assert float(learning_rate(replace(config, warmup_steps=0))(0)) == 1
+
+
+def linear(params, x, t, *, dropout_key=None):
+    return params["w"] * x + params["b"]
+
+
+def test_training_steps_against_adam_in_numpy(alpha_bar):
+    config = TrainConfig(steps=100, warmup_steps=3, learning_rate=0.1, clip_norm=0.5, ema_decay=0.5)
+    start = {"w": jnp.float32(0.2), "b": jnp.float32(-0.3)}
+    optimizer = make_optimizer(config)
+    step = make_train_step(linear, optimizer, alpha_bar, seed=7, ema_decay=config.ema_decay)
+    state = initial_state(start, optimizer)
+    x_0 = np.random.default_rng(0).uniform(-1, 1, (32, 2, 2, 1)).astype(np.float32)
+
+    p = np.array([0.2, -0.3])
+    ema, m, v = p.copy(), np.zeros(2), np.zeros(2)
+    for n in range(1, 6):
+        # The gradient by central differences of the same loss: its randomness follows from the seed and the step.
+        key = jax.random.split(jax.random.fold_in(jax.random.fold_in(jax.random.key(7, impl="threefry2x32"), 2), n - 1), 3)[0]
+        loss = lambda q, key=key: float(epsilon_loss(linear, {"w": q[0], "b": q[1]}, x_0, alpha_bar, key))  # noqa: E731
+        g = np.array([(loss(p + h) - loss(p - h)) / 2e-2 for h in 1e-2 * np.eye(2)])
+        norm = np.linalg.norm(g)
+        expected = loss(p)
+        g *= min(1, 0.5 / norm)
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        p = p - 0.1 * min(1, n / 3) * (m / (1 - 0.9**n)) / (np.sqrt(v / (1 - 0.999**n)) + 1e-8)
+        decay = min(0.5, (1 + n) / (10 + n))
+        ema = decay * ema + (1 - decay) * p
+
+        state, metrics = step(state, x_0)
+        assert int(state.step) == n
+        assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-3)
+        assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-2)
+        assert [float(state.params["w"]), float(state.params["b"])] == pytest.approx(p, abs=2e-3)
+        assert [float(state.ema["w"]), float(state.ema["b"])] == pytest.approx(ema, abs=2e-3)
+    assert step._cache_size() == 1
+
+
+def test_the_state_is_donated_and_holds_arrays_only(alpha_bar):
+    optimizer = make_optimizer(TrainConfig())
+    state = initial_state({"w": jnp.ones((1, 1, 1, 3)), "b": jnp.zeros(())}, optimizer)
+    assert isinstance(state, TrainState)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
+    before = state.params["w"]
+    make_train_step(linear, optimizer, alpha_bar, seed=0)(state, jnp.ones((2, 2, 2, 3)))
+    assert before.is_deleted()
+
+
+def test_flips_about_half_and_only_in_width():
+    x = jax.random.normal(jax.random.key(0), (200, 3, 4, 2))
+    flipped = np.asarray(random_flip(x, jax.random.key(1)))
+    same = np.all(flipped == x, axis=(1, 2, 3))
+    mirrored = np.all(flipped == x[:, :, ::-1], axis=(1, 2, 3))
+    assert np.all(same ^ mirrored)
+    assert 70 < mirrored.sum() < 130
+
+
+def test_flip_is_off_unless_asked_for(alpha_bar):
+    """With a network that reports its mean over the left half, mirrored images change the loss."""
+    x_0 = jnp.broadcast_to(jnp.array([1.0, -1.0]).reshape(1, 1, 2, 1), (64, 1, 2, 1))
+    left = lambda params, x, t, *, dropout_key=None: params["w"] * x.at[:, :, 1].set(0)  # noqa: E731
+    optimizer = make_optimizer(TrainConfig())
+    losses = {}
+    for flip in (False, True):
+        state = initial_state({"w": jnp.float32(1.0)}, optimizer)
+        losses[flip] = float(make_train_step(left, optimizer, alpha_bar, seed=0, flip=flip)(state, x_0)[1]["loss"])
+    key = jax.random.split(jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 2), 0), 3)[0]
+    plain = float(epsilon_loss(left, {"w": 1.0}, x_0, alpha_bar, key))
+    assert losses[False] == pytest.approx(plain, rel=1e-5)
+    assert abs(losses[True] - plain) > 1e-4
+
+
+def test_devices_share_the_work_and_change_nothing(alpha_bar):
+    """The same step on 1 and on 8 devices: the noise of an image does not know where it is computed."""
+    x_0 = np.random.default_rng(0).uniform(-1, 1, (16, 4, 4, 1)).astype(np.float32)
+    optimizer = make_optimizer(TrainConfig())
+    results = []
+    for count in (1, 8):
+        mesh = jax.sharding.Mesh(np.array(jax.devices()[:count]), ("data",))
+        split, whole = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in (("data",), ()))
+        state = jax.device_put(initial_state({"w": jnp.float32(0.2), "b": jnp.float32(0.1)}, optimizer), whole)
+        _, metrics = make_train_step(linear, optimizer, alpha_bar, seed=0)(state, jax.device_put(x_0, split))
+        results.append((float(metrics["loss"]), float(metrics["grad_norm"])))
+    assert results[0] == pytest.approx(results[1], rel=1e-5)
