@@ -68,13 +68,11 @@ def test_train_and_sample_each_embedded_data_set(source, tmp_path, command):
 def test_a_synthetic_cifar10_archive_is_prepared_and_trained_on_without_tensorflow(tmp_path):
     sha256, _ = write_archive(tmp_path / "cifar-10-binary.tar.gz")
     out = tmp_path / "run"
-    flags = f"""--out {out} --data.data-dir {tmp_path} --data.archive-sha256 {sha256} --model.channels 8 --model.groups 2
-                --model.multipliers 1 --model.blocks 1 --model.attention-resolutions --train.steps 2 --train.batch-size 8 --train.sample-images 4
-                --train.sample-steps 2 --train.log-every 1""".split()
+    flags = f"""cifar10 --out {out} --data.data-dir {tmp_path} --data.archive-sha256 {sha256} --model.channels 8
+                --model.groups 2 --model.multipliers 1 --model.blocks 1 --model.attention-resolutions
+                --train.steps 2 --train.batch-size 8 --train.sample-images 4 --train.sample-steps 2 --train.log-every 1""".split()
     code = "import sys, train; from ddim_jax.cli import run; s = run(train.main); sys.exit(s or 'tensorflow' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "cifar10", *flags], cwd=ROOT, capture_output=True, text=True, env=TWO_DEVICES
-    )
+    done = subprocess.run([sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, text=True, env=TWO_DEVICES)
     assert done.returncode == 0, done.stderr
     assert "60 images (32, 32, 3)" in done.stdout
     assert latest_step(out) == 2
@@ -129,9 +127,9 @@ ARGUMENTS = f"""--model.channels 4 --model.groups 2 --model.multipliers 1 2 --tr
                 --train.evaluate-images 0 --train.log-every 1 --train.checkpoint-every 100""".split()
 
 
-def start(out):
-    command = [sys.executable, str(ROOT / "train.py"), *ARGUMENTS, "--out", str(out)]
-    return subprocess.Popen(command, env=TWO_DEVICES, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=out.parent)
+def start(out, arguments=None):
+    command = [sys.executable, str(ROOT / "train.py"), *(arguments or [*ARGUMENTS, "--out", str(out)])]
+    return subprocess.Popen(command, env=TWO_DEVICES, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
 
 
 def steps_logged(out):
@@ -155,58 +153,41 @@ def final_state(out):
     return restore_state(out, STEPS, template)
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    out = tmp_path_factory.mktemp("whole") / "run"
-    process = start(out)
-    assert process.communicate()[1] == ""
-    assert process.returncode == 0
-    return out
-
-
-def assert_same_run(out, uninterrupted):
-    jax.tree.map(np.testing.assert_array_equal, final_state(out), final_state(uninterrupted))
-    losses = [[(line["step"], line["loss"]) for line in metrics(directory)] for directory in (out, uninterrupted)]
-    assert losses[0] == losses[1]
-    assert [step for step, _ in losses[0]] == list(range(1, STEPS + 1))
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_printed_command_continues_bit_for_bit(number, tmp_path, uninterrupted):
-    out = tmp_path / "run"
-    process = start(out)
-    wait_for_step(process, out, 10)
-    process.send_signal(number)
-    text, err = process.communicate()
-    assert (process.returncode, err) == (0, "")
-    stopped = int(re.search(r"stopped at step (\d+) of 300; checkpoint saved", text)[1])
-    assert 10 <= stopped < STEPS
-    assert latest_step(out) == stopped
-    command = re.search(r"python (train\.py .*)", text)[1]
-    done = subprocess.run([sys.executable, *shlex.split(command)], env=TWO_DEVICES, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert f"goes on from step {stopped}" in done.stdout
-    assert_same_run(out, uninterrupted)
+def test_ctrl_c_then_sigterm_then_kill_9_and_the_end_is_bit_for_bit_that_of_a_run_never_stopped(tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    uninterrupted = start(whole)
+    assert (uninterrupted.communicate()[1], uninterrupted.returncode) == ("", 0)
 
+    process, stopped = start(out), 0
+    for number in (signal.SIGINT, signal.SIGTERM):
+        wait_for_step(process, out, stopped + 10)
+        process.send_signal(number)
+        text, err = process.communicate()
+        assert (process.returncode, err) == (0, "")
+        stopped = int(re.search(rf"stopped at step (\d+) of {STEPS}; checkpoint saved", text)[1])
+        assert latest_step(out) == stopped < STEPS
+        arguments = shlex.split(re.search(r"python train.py (.*)", text)[1])  # the command that continues
+        process = start(out, arguments)
 
-@pytest.mark.slow
-def test_kill_9_between_checkpoints_loses_nothing_but_time(tmp_path, uninterrupted):
-    out = tmp_path / "run"
-    process = start(out)
-    wait_for_step(process, out, 100)
-    while latest_step(out) is None:
+    # Killed once a checkpoint of this process is whole and a later step was logged: between two checkpoints.
+    while (saved := latest_step(out)) == stopped:
+        assert process.poll() is None, process.communicate()
         time.sleep(0.002)
-    wait_for_step(process, out, latest_step(out) + 1)
+    wait_for_step(process, out, saved + 1)
     process.kill()
     process.communicate()
     saved = latest_step(out)
-    assert saved < steps_logged(out) < STEPS
+    assert stopped < saved < steps_logged(out) < STEPS
     process = start(out)
     text, err = process.communicate()
     assert (process.returncode, err) == (0, "")
     assert f"goes on from step {saved}" in text
-    assert_same_run(out, uninterrupted)
+
+    jax.tree.map(np.testing.assert_array_equal, final_state(out), final_state(whole))
+    losses = [[(line["step"], line["loss"]) for line in metrics(directory)] for directory in (out, whole)]
+    assert losses[0] == losses[1]
+    assert [step for step, _ in losses[0]] == list(range(1, STEPS + 1))
 
 
 @pytest.mark.slow

@@ -159,12 +159,12 @@ def direction_scale(alpha_bar_s: Numbers, sigma: Numbers) -> Float[Array, "..."]
 
     Source: arXiv:2010.02502, Eq. 12.
     """
-    remaining = jnp.asarray(1 - jnp.asarray(alpha_bar_s) - jnp.square(sigma))
+    remaining = 1 - jnp.asarray(alpha_bar_s) - jnp.square(jnp.asarray(sigma))
     # The inner where keeps the gradient of sqrt at 0, which is infinite, out of the chain rule (inf * 0 is nan).
     return jnp.where(remaining > 0, jnp.sqrt(jnp.where(remaining > 0, remaining, 1)), 0)
 
 
-def per_image(value: Numbers, images: Numbers) -> Float[Array, "..."]:
+def per_image(value: Numbers, images: Images) -> Float[Array, "..."]:
     """One coefficient an image, shaped so that it multiplies the images.
 
     Equation: (B,) → (B, 1, …, 1); a scalar stays a scalar.
@@ -180,7 +180,7 @@ def per_image(value: Numbers, images: Numbers) -> Float[Array, "..."]:
     (3, 1, 1, 1)
     """
     value = jnp.asarray(value)
-    return value.reshape(value.shape + (1,) * (jnp.ndim(images) - value.ndim)) if value.ndim else value
+    return value.reshape(value.shape + (1,) * (images.ndim - value.ndim)) if value.ndim else value
 
 
 def _on_host(*values: Any) -> bool:

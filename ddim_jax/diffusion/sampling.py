@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from .prediction import Denoiser, Prediction
 from .randomness import Purpose, purpose_key
@@ -104,7 +104,7 @@ def sample(denoise: Denoiser, x_T: Images, table: StepTable, keys: Keys) -> Floa
     Source: arXiv:2010.02502, Eq. 12.
     """
     _check(x_T, table, keys)
-    return jax.lax.scan(lambda x_t, row: (_step(denoise, x_t, row, keys)[0], None), x_T, table)[0]
+    return jax.lax.scan(lambda x_t, row: (_step(denoise, x_t, row, keys)[0], None), jnp.asarray(x_T), table)[0]
 
 
 def sample_path(denoise: Denoiser, x_T: Images, table: StepTable, keys: Keys) -> tuple[Float[Array, "B *dims"], Path]:
@@ -139,7 +139,7 @@ def sample_path(denoise: Denoiser, x_T: Images, table: StepTable, keys: Keys) ->
         x_s, x_hat_0 = _step(denoise, x_t, row, keys)
         return x_s, Path(x_t, x_hat_0)
 
-    return jax.lax.scan(step, x_T, table)
+    return jax.lax.scan(step, jnp.asarray(x_T), table)
 
 
 def _step(denoise: Denoiser, x_t, row: StepTable, keys: Keys):
@@ -156,12 +156,12 @@ def _step(denoise: Denoiser, x_t, row: StepTable, keys: Keys):
     return jax.lax.cond(row.active, step, lambda: (x_t, x_t))
 
 
-def _noise(keys: Keys, t: Numbers, shape: tuple[int, ...]) -> Float[Array, "B *dims"]:
+def _noise(keys: Keys, t: int | Int[Array, ""], shape: tuple[int, ...]) -> Float[Array, "B *dims"]:
     """z_t of every image, from fold_in(key_i, t)."""
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, t), shape))(keys)
 
 
-def _check(x_T: Array, table: StepTable, keys: Keys) -> None:
+def _check(x_T: Images, table: StepTable, keys: Keys) -> None:
     if keys.shape != x_T.shape[:1]:
         raise ValueError(
             f"keys have shape {keys.shape} for x_T of shape {x_T.shape}; give one key an image: image_keys(seed, indices)."

@@ -102,26 +102,29 @@ def _run(
     """Step until the end or a signal; log, draw and save on the way."""
     out, settings = Path(config.out), config.train
     window: list[Metrics] = []
+    pause = 0.0  # seconds since the last report that went into saving and drawing
     with checkpoints(out, settings.keep_checkpoints) as manager, _progress(config, int(state.step), console) as report:
         for done, x_0 in enumerate(stream, int(state.step) + 1):
             if done > settings.steps:
                 break
             state, metrics = step(state, x_0)
             window.append(metrics)
-            last = done == settings.steps
+            last, halt = done == settings.steps, stop.is_set()
             # The host reads from the device only where something is due; in between it runs ahead.
             log, save = (last or done % every == 0 for every in (settings.log_every, settings.checkpoint_every))
-            if log or save or stop.is_set():
+            if log or save or halt:
                 window = jax.device_get(window)
                 _check_finite(window, done, config, manager)
             if log:
-                report(done, window)
-                window = []
-            if save or stop.is_set():
+                report(done, window, pause)
+                window, pause = [], 0.0
+            start = time.perf_counter()
+            if save or halt:
                 save_checkpoint(manager, state, config)
             if settings.sample_every and done % settings.sample_every == 0:
                 save_grid(draw(state.ema, settings.sample_images), out / "samples" / f"step_{done:07d}.png")
-            if stop.is_set():
+            pause += time.perf_counter() - start
+            if halt:
                 break
     return state
 
@@ -220,7 +223,7 @@ def _stop_signals() -> Iterator[threading.Event]:
 
 
 @contextlib.contextmanager
-def _progress(config: Config, start: int, console: Console) -> Iterator[Callable[[int, list[Metrics]], None]]:
+def _progress(config: Config, start: int, console: Console) -> Iterator[Callable[[int, list[Metrics], float], None]]:
     """A live line on a terminal, a line a report elsewhere, and metrics.jsonl."""
     total, mark = config.train.steps, [time.perf_counter(), float(start)]
     columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[text]}"))
@@ -230,9 +233,9 @@ def _progress(config: Config, start: int, console: Console) -> Iterator[Callable
     ):
         task = bar.add_task("train", total=total, completed=start, text="compiling …")
 
-        def report(done: int, window: list[Metrics]) -> None:
+        def report(done: int, window: list[Metrics], pause: float) -> None:
             now = time.perf_counter()
-            seconds_a_step = (now - mark[0]) / (done - mark[1])
+            seconds_a_step = (now - mark[0] - pause) / (done - mark[1])
             mark[:] = [now, done]
             means = {name: float(np.mean([metrics[name] for metrics in window])) for name in window[0]}
             rate = config.train.batch_size / seconds_a_step
