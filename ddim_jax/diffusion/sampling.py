@@ -149,7 +149,9 @@ def _step(denoise: Denoiser, x_t, row: StepTable, keys: Keys):
         # The network's prediction of x_0 and of the noise in x_t.
         prediction: Prediction = denoise(x_t, jnp.broadcast_to(row.t, x_t.shape[:1]))
         # Fresh noise, drawn only where the row has any: drawing costs more than the rest of a step.
-        z = jax.lax.cond(row.noise > 0, lambda: _noise(keys, row.t, x_t.shape[1:]).astype(x_t.dtype), lambda: jnp.zeros_like(x_t))
+        z = jax.lax.cond(
+            row.noise > 0, lambda: _noise(keys, jnp.asarray(row.t), x_t.shape[1:]).astype(x_t.dtype), lambda: jnp.zeros_like(x_t)
+        )
         # Eq. 12.
         return ddim_step(x_t, prediction, z, row), prediction.x_0.astype(x_t.dtype)
 

@@ -92,8 +92,11 @@ def generate_images(config: GenerateConfig, console: Console) -> None:
     mesh = data_mesh(config.batch_size)
     sampler = make_sampler(apply, alpha_bar, run.model.image_shape(), mesh, config.wrap)
     parts = generate(sampler, params, table, seed=config.seed, count=config.num_images, batch_size=config.batch_size)
+    quiet = not console.is_terminal
     batches = -(-config.num_images // config.batch_size)
-    images = np.concatenate([to_uint8(part) for part in track(parts, "sampling", batches, console=console, transient=True)])
+    images = np.concatenate(
+        [to_uint8(part) for part in track(parts, "sampling", batches, console=console, transient=True, disable=quiet)]
+    )
     if config.out.suffix == ".npz":
         np.savez_compressed(config.out, images=images)
     else:

@@ -102,12 +102,16 @@ def _run(
     """Step until the end or a signal; log, draw and save on the way."""
     out, settings = Path(config.out), config.train
     window: list[Metrics] = []
-    pause = 0.0  # seconds since the last report that went into saving and drawing
-    with checkpoints(out, settings.keep_checkpoints) as manager, _progress(config, int(state.step), console) as report:
-        for done, x_0 in enumerate(stream, int(state.step) + 1):
+    pause = 0.0  # seconds since the last report that went into compiling, drawing and saving
+    first = int(state.step) + 1
+    with checkpoints(out, settings.keep_checkpoints) as manager, _progress(config, first - 1, console) as report:
+        for done, x_0 in enumerate(stream, first):
             if done > settings.steps:
                 break
+            start = time.perf_counter()
             state, metrics = step(state, x_0)
+            if done == first:  # the call returns once it is compiled; it runs in the background
+                pause = time.perf_counter() - start
             window.append(metrics)
             last, halt = done == settings.steps, stop.is_set()
             # The host reads from the device only where something is due; in between it runs ahead.
