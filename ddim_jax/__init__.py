@@ -1,26 +1,71 @@
 """DDIM as the paper writes it (Song, Meng, Ermon, arXiv:2010.02502), as pure JAX functions."""
 
-from .diffusion.forward import Gaussian, add_noise, q_forward, q_marginal, q_reverse
-from .diffusion.prediction import Denoiser, Prediction, clip_x0, denoiser
-from .diffusion.reverse import StepTable, ddim_step, step_table
-from .diffusion.sampling import Path, image_keys, initial_noise, sample, sample_path
-from .diffusion.schedules import alpha_bars, cosine_betas, linear_betas
-from .diffusion.sigmas import Sigmas, SigmaSchedule, Steps, custom, ddpm, eta, sigma_hat
-from .diffusion.timesteps import official_timesteps, quadratic_timesteps, uniform_timesteps
+from .diffusion.encoding import encode, slerp
+from .diffusion.forward import Gaussian, add_noise, epsilon_weights, q_forward, q_marginal, q_reverse
+from .diffusion.oracle import (
+    Moments,
+    empirical_oracle,
+    gaussian_oracle,
+    kl_gaussian,
+    mixture_oracle,
+    propagate_gaussian,
+    wasserstein2_gaussian,
+)
+from .diffusion.prediction import Denoiser, Prediction, clip_x0, denoiser, dynamic_threshold, guided
+from .diffusion.reverse import StepTable, ddim_step, stack_tables, step_table
+from .diffusion.sampling import Path, image_keys, initial_noise, sample, sample_many, sample_path
+from .diffusion.schedules import (
+    alpha_bars,
+    constant_betas,
+    cosine_betas,
+    jsd_betas,
+    linear_betas,
+    quadratic_betas,
+    sigmoid_betas,
+    zero_terminal_snr,
+)
+from .diffusion.sigmas import (
+    Sigmas,
+    SigmaSchedule,
+    Steps,
+    analytic,
+    custom,
+    ddpm,
+    estimate_epsilon_power,
+    eta,
+    final_noise,
+    on_interval,
+    scaled,
+    sigma_hat,
+)
+from .diffusion.timesteps import (
+    linspace_timesteps,
+    official_timesteps,
+    quadratic_timesteps,
+    trailing_timesteps,
+    uniform_timesteps,
+)
 
 __all__ = [
     # schedules: β and ᾱ
-    "linear_betas", "cosine_betas", "alpha_bars",
-    # forward: q(x_t|x_0), q_σ(x_s|x_t,x_0), q_σ(x_t|x_s,x_0)
-    "Gaussian", "q_marginal", "q_reverse", "q_forward", "add_noise",
+    "linear_betas", "quadratic_betas", "cosine_betas", "sigmoid_betas", "constant_betas", "jsd_betas",
+    "alpha_bars", "zero_terminal_snr",
+    # forward: q(x_t|x_0), q_σ(x_s|x_t,x_0), q_σ(x_t|x_s,x_0), and the weights of the objective
+    "Gaussian", "q_marginal", "q_reverse", "q_forward", "add_noise", "epsilon_weights",
     # prediction: network output → (x̂_0, ε̂)
-    "Prediction", "Denoiser", "denoiser", "clip_x0",
+    "Prediction", "Denoiser", "denoiser", "clip_x0", "dynamic_threshold", "guided",
     # timesteps: τ
-    "uniform_timesteps", "quadratic_timesteps", "official_timesteps",
-    # sigmas: σ schedules
-    "Steps", "Sigmas", "SigmaSchedule", "eta", "ddpm", "sigma_hat", "custom",
+    "uniform_timesteps", "quadratic_timesteps", "trailing_timesteps", "linspace_timesteps", "official_timesteps",
+    # sigmas: σ schedules, and what makes others of them
+    "Steps", "Sigmas", "SigmaSchedule", "eta", "ddpm", "sigma_hat", "custom", "analytic", "estimate_epsilon_power",
+    "on_interval", "scaled", "final_noise",
     # reverse: the steps, and Eq. 12
-    "StepTable", "step_table", "ddim_step",
+    "StepTable", "step_table", "stack_tables", "ddim_step",
     # sampling: the reverse process as one scan
-    "image_keys", "initial_noise", "sample", "sample_path", "Path",
+    "image_keys", "initial_noise", "sample", "sample_path", "sample_many", "Path",
+    # encoding: x_0 → x_T
+    "encode", "slerp",
+    # oracle: exact denoisers, and the exact distribution of what they sample
+    "gaussian_oracle", "mixture_oracle", "empirical_oracle", "propagate_gaussian", "Moments",
+    "wasserstein2_gaussian", "kl_gaussian",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
-from .diffusion.prediction import Denoiser, denoiser
+from .diffusion.prediction import Denoiser, check_kind, denoiser
 from .diffusion.reverse import StepTable
 from .diffusion.sampling import image_keys, initial_noise, sample
 
@@ -62,8 +62,9 @@ def generate(
         float32 (b, H, W, C), b ≤ batch_size, in about [−1, 1].
 
     Raises:
-        ValueError: count or batch_size below 1.
+        ValueError: count or batch_size below 1, or a step that visits ᾱ_t = 0.
     """
+    check_kind("epsilon", table.alpha_bar_t)
     for name, value in (("count", count), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be 1 or more.")

@@ -1,8 +1,8 @@
 """Distances between sets of images, as pure functions over their features."""
 
 import numpy as np
-from jaxtyping import Float
 
+from .diffusion.oracle import wasserstein2_gaussian
 from .diffusion.types import Numbers
 
 
@@ -32,13 +32,5 @@ def frechet_distance(features_a: Numbers, features_b: Numbers) -> float:
     a, b = np.asarray(features_a, np.float64), np.asarray(features_b, np.float64)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ValueError(f"features have shapes {a.shape} and {b.shape}; give (N, D) and (M, D) with N, M ≥ 2.")
-    cov_a, cov_b = np.atleast_2d(np.cov(a, rowvar=False)), np.atleast_2d(np.cov(b, rowvar=False))
-    root_a = _symmetric_sqrt(cov_a)
-    cross = np.sqrt(np.clip(np.linalg.eigvalsh(root_a @ cov_b @ root_a), 0, None)).sum()
-    mean = np.sum((a.mean(0) - b.mean(0)) ** 2)
-    return float(max(mean + np.trace(cov_a) + np.trace(cov_b) - 2 * cross, 0))
-
-
-def _symmetric_sqrt(matrix: Float[np.ndarray, "D D"]) -> Float[np.ndarray, "D D"]:
-    values, vectors = np.linalg.eigh(matrix)
-    return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+    cov_a, cov_b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
+    return sum(wasserstein2_gaussian(a.mean(0), cov_a, b.mean(0), cov_b))

@@ -9,6 +9,8 @@ import enum
 import jax
 from jaxtyping import Array, Key
 
+from .types import Integer
+
 
 class Purpose(enum.IntEnum):
     """The first thing folded into every key, so that no two purposes share a random number."""
@@ -19,7 +21,7 @@ class Purpose(enum.IntEnum):
     SAMPLING = 3
 
 
-def purpose_key(seed: int, purpose: Purpose) -> Key[Array, ""]:
+def purpose_key(seed: Integer, purpose: Purpose) -> Key[Array, ""]:
     """The root key of a purpose.
 
     Equation: fold_in(key(seed), purpose), threefry: rbg would give an image other noise alone than in a batch.
@@ -39,4 +41,4 @@ def purpose_key(seed: int, purpose: Purpose) -> Key[Array, ""]:
     """
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed is {seed}; it must be an integer from 0 to {2**32 - 1}.")
-    return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), int(purpose))
+    return jax.random.fold_in(jax.random.key(int(seed), impl="threefry2x32"), int(purpose))

@@ -7,6 +7,7 @@ A step goes from time t to time s < t, its neighbours in τ; s = 0 is data. `Ste
 another η, σ or τ is other numbers in the same compiled program.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -74,6 +75,38 @@ def step_table(
     _check_rows(steps, "sigma", sigma, (sigma >= 0) & (sigma**2 <= limit + 1e-12), "0 ≤ sigma² ≤ 1 − ᾱ_s", limit)
     _check_rows(steps, "noise", noise, (noise >= 0) & np.isfinite(noise), "a finite noise ≥ 0", None)
     return StepTable(t.astype(np.int32), steps.alpha_bar_t, steps.alpha_bar_s, sigma, noise, t > s)
+
+
+def stack_tables(tables: Sequence[StepTable]) -> StepTable:
+    """Several tables as one, so that one program runs them all.
+
+    Equation: row e is table e, filled up at its end with inactive rows (t = 0, ᾱ = 1, no noise).
+
+    Args:
+        tables: at least one StepTable with leaves (S_e,).
+
+    Returns:
+        StepTable with leaves (E, S_max), for `sample_many`.
+
+    Raises:
+        ValueError: no table.
+
+    >>> from ddim_jax import alpha_bars, eta, linear_betas, uniform_timesteps
+    >>> tables = [step_table(alpha_bars(linear_betas(1000)), uniform_timesteps(1000, S), eta(0.0)) for S in (2, 3)]
+    >>> stack_tables(tables).active.tolist()
+    [[True, True, False], [True, True, True]]
+    """
+    if not tables:
+        raise ValueError("tables is empty; give at least one StepTable.")
+    longest = max(len(table.t) for table in tables)
+    fill = (0, 1.0, 1.0, 0.0, 0.0, False)
+
+    def padded(table: StepTable) -> StepTable:
+        width = (0, longest - len(table.t))
+        leaves = zip(table, fill, strict=True)
+        return StepTable(*(np.pad(np.asarray(leaf), width, constant_values=value) for leaf, value in leaves))
+
+    return StepTable(*(np.stack(leaves) for leaves in zip(*map(padded, tables), strict=True)))
 
 
 def ddim_step(

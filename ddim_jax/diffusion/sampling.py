@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from .prediction import Denoiser, Prediction
+from .prediction import Denoiser, Prediction, check_kind
 from .randomness import Purpose, purpose_key
 from .reverse import StepTable, ddim_step
-from .types import Images, Numbers
+from .types import Images, Integer, Numbers
 
 Keys = Key[Array, " keys"]
 
@@ -33,7 +33,7 @@ class Path(NamedTuple):
     x_0: Float[Array, "S B *dims"]
 
 
-def image_keys(seed: int, indices: Numbers) -> Keys:
+def image_keys(seed: Integer, indices: Numbers) -> Keys:
     """The key of each image of a seed.
 
     Equation: key_i = fold_in(fold_in(key(seed), SAMPLING), i).
@@ -103,7 +103,7 @@ def sample(denoise: Denoiser, x_T: Images, table: StepTable, keys: Keys) -> Floa
 
     Source: arXiv:2010.02502, Eq. 12.
     """
-    _check(x_T, table, keys)
+    _check(denoise, x_T, table, keys)
     return jax.lax.scan(lambda x_t, row: (_step(denoise, x_t, row, keys)[0], None), jnp.asarray(x_T), table)[0]
 
 
@@ -133,13 +133,42 @@ def sample_path(denoise: Denoiser, x_T: Images, table: StepTable, keys: Keys) ->
 
     Source: arXiv:2010.02502, Eq. 12.
     """
-    _check(x_T, table, keys)
+    _check(denoise, x_T, table, keys)
 
     def step(x_t, row):
         x_s, x_hat_0 = _step(denoise, x_t, row, keys)
         return x_s, Path(x_t, x_hat_0)
 
     return jax.lax.scan(step, jnp.asarray(x_T), table)
+
+
+def sample_many(denoise: Denoiser, x_T: Images, tables: StepTable, keys: Keys) -> Float[Array, "E B *dims"]:
+    """`sample` for many tables from the same noise: a whole grid of η × σ family × S in one compiled program.
+
+    Equation: Eq. 12 for every row of every table, one table after the other (`lax.map`). Memory: E batches of results.
+
+    Args:
+        denoise: a Denoiser.
+        x_T: noise to start from (B, H, W, C), shared by all tables.
+        tables: leaves (E, S_max), from `stack_tables`; inactive rows cost next to nothing.
+        keys: one key an image (B,), shared too: the noise at time t is the same in every table.
+
+    Returns:
+        x_0 of every table, shape (E, B, H, W, C).
+
+    Raises:
+        ValueError: as `sample`, or tables that are not (E, S).
+
+    >>> from ddim_jax import alpha_bars, eta, linear_betas, stack_tables, step_table, uniform_timesteps
+    >>> denoise = lambda x, t: Prediction(jnp.zeros_like(x), x)
+    >>> tables = [step_table(alpha_bars(linear_betas(1000)), uniform_timesteps(1000, S), eta(0.0)) for S in (2, 3)]
+    >>> sample_many(denoise, jnp.ones((1, 8, 8, 1)), stack_tables(tables), image_keys(0, [0])).shape
+    (2, 1, 8, 8, 1)
+
+    Source: arXiv:2010.02502, Eq. 12.
+    """
+    _check(denoise, x_T, tables, keys, ndim=2)
+    return jax.lax.map(lambda table: sample(denoise, x_T, table, keys), tables)
 
 
 def _step(denoise: Denoiser, x_t, row: StepTable, keys: Keys):
@@ -163,11 +192,11 @@ def _noise(keys: Keys, t: int | Int[Array, ""], shape: tuple[int, ...]) -> Float
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, t), shape))(keys)
 
 
-def _check(x_T: Images, table: StepTable, keys: Keys) -> None:
+def _check(denoise: Denoiser, x_T: Images, table: StepTable, keys: Keys, ndim: int = 1) -> None:
     if keys.shape != x_T.shape[:1]:
-        raise ValueError(
-            f"keys have shape {keys.shape} for x_T of shape {x_T.shape}; give one key an image: image_keys(seed, indices)."
-        )
-    shapes = {jnp.shape(leaf) for leaf in table}
-    if len(shapes) != 1 or len(shapes.pop()) != 1:
-        raise ValueError(f"the table's leaves have shapes {[jnp.shape(leaf) for leaf in table]}; all must be (S,).")
+        shapes = f"keys have shape {keys.shape} for x_T of shape {x_T.shape}"
+        raise ValueError(f"{shapes}; give one key an image: image_keys(seed, indices).")
+    leaves = [jnp.shape(leaf) for leaf in table]
+    if len(set(leaves)) != 1 or len(leaves[0]) != ndim:
+        raise ValueError(f"the table's leaves have shapes {leaves}; all must be {'(S,)' if ndim == 1 else '(E, S)'}.")
+    check_kind(getattr(denoise, "kind", None), table.alpha_bar_t)

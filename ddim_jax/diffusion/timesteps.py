@@ -8,10 +8,12 @@ twice as long as asked (uniform) or repeat times (quadratic). `official_timestep
 import numpy as np
 from jaxtyping import Int64
 
+from .types import Integer
+
 Times = Int64[np.ndarray, " S"]
 
 
-def uniform_timesteps(T: int, S: int) -> Times:
+def uniform_timesteps(T: Integer, S: Integer) -> Times:
     """S equally spaced times that begin at 1, the paper's linear τ (used there for all but CIFAR-10).
 
     Equation: τ_i = ⌊(i − 1) T/S⌋ + 1,  i = 1 … S; equal to the official code's where S divides T.
@@ -35,7 +37,7 @@ def uniform_timesteps(T: int, S: int) -> Times:
     return np.arange(S, dtype=np.int64) * T // S + 1
 
 
-def quadratic_timesteps(T: int, S: int) -> Times:
+def quadratic_timesteps(T: Integer, S: Integer) -> Times:
     """S times that are denser near the data, the paper's quadratic τ (used there for CIFAR-10).
 
     Equation: τ_i = max(⌊(√(0.8 T) · (i − 1)/(S − 1))²⌋ + 1, τ_{i−1} + 1),  i = 1 … S; the first is the official code's, the
@@ -63,7 +65,55 @@ def quadratic_timesteps(T: int, S: int) -> Times:
     return np.minimum(times, T - index[::-1])
 
 
-def official_timesteps(T: int, S: int, kind: str) -> Times:
+def trailing_timesteps(T: Integer, S: Integer) -> Times:
+    """S equally spaced times that end at T.
+
+    Equation: τ_i = round(i T/S),  i = 1 … S.
+
+    Args:
+        T: number of noising steps.
+        S: number of reverse steps, 1 ≤ S ≤ T.
+
+    Returns:
+        τ, shape (S,), strictly increasing, τ_S = T.
+
+    Raises:
+        ValueError: S outside 1 … T.
+
+    >>> trailing_timesteps(1000, 4).tolist()
+    [250, 500, 750, 1000]
+
+    Source: Lin et al., arXiv:2305.08891, table 2.
+    """
+    _check_steps(T, S)
+    return np.round(np.arange(1, S + 1) * T / S).astype(np.int64)
+
+
+def linspace_timesteps(T: Integer, S: Integer) -> Times:
+    """S equally spaced times that begin at 1 and end at T.
+
+    Equation: τ_i = 1 + round((i − 1)(T − 1)/(S − 1)),  i = 1 … S; τ = (T) for S = 1.
+
+    Args:
+        T: number of noising steps.
+        S: number of reverse steps, 1 ≤ S ≤ T.
+
+    Returns:
+        τ, shape (S,), strictly increasing.
+
+    Raises:
+        ValueError: S outside 1 … T.
+
+    >>> linspace_timesteps(1000, 4).tolist()
+    [1, 334, 667, 1000]
+
+    Source: Lin et al., arXiv:2305.08891, table 2.
+    """
+    _check_steps(T, S)
+    return np.round(np.linspace(T, 1, S)).astype(np.int64)[::-1]
+
+
+def official_timesteps(T: Integer, S: Integer, kind: str) -> Times:
     """The times that the official code visits, repeats and untrue lengths included, for parity with it.
 
     Equation: uniform 1 + range(0, T, T//S); quadratic 1 + ⌊linspace(0, √(0.8 T), S)²⌋.
@@ -92,10 +142,10 @@ def official_timesteps(T: int, S: int, kind: str) -> Times:
     raise ValueError(f"kind is {kind!r}; the official code has 'uniform' and 'quadratic'.")
 
 
-def _quadratic(T: int, S: int) -> Times:
+def _quadratic(T: Integer, S: Integer) -> Times:
     return (np.linspace(0, np.sqrt(T * 0.8), S) ** 2).astype(np.int64)
 
 
-def _check_steps(T: int, S: int) -> None:
+def _check_steps(T: Integer, S: Integer) -> None:
     if not 1 <= S <= T:
         raise ValueError(f"S is {S} reverse steps; choose 1 to T = {T}, the number of noising steps.")

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from ..diffusion.forward import add_noise
+from ..diffusion.prediction import check_kind
 from ..diffusion.types import Numbers
 
 
@@ -43,7 +44,7 @@ def epsilon_loss(
         The loss, a scalar ≥ 0; about 1 for a network that predicts 0.
 
     Raises:
-        ValueError: an output that is not of x_0's shape.
+        ValueError: an output that is not of x_0's shape, or a time with ᾱ_t = 0.
 
     >>> zero = lambda params, x, t: 0 * x
     >>> round(float(epsilon_loss(zero, None, jnp.zeros((64, 8, 8, 1)), [1.0, 0.5], jax.random.key(1))), 1)
@@ -51,6 +52,8 @@ def epsilon_loss(
 
     Source: arXiv:2010.02502, Eq. 5; arXiv:2006.11239, Eq. 14.
     """
+    if not isinstance(alpha_bar, jax.core.Tracer):
+        check_kind("epsilon", np.asarray(alpha_bar)[1:])
     alpha_bar = jnp.asarray(alpha_bar)
     time_key, noise_key = jax.random.split(key)
     t = jax.random.randint(time_key, x_0.shape[:1], 1, len(alpha_bar))

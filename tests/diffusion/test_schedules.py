@@ -2,8 +2,18 @@ from decimal import Decimal, getcontext
 
 import numpy as np
 import pytest
+import scipy.special
 
-from ddim_jax import alpha_bars, cosine_betas, linear_betas
+from ddim_jax import (
+    alpha_bars,
+    constant_betas,
+    cosine_betas,
+    jsd_betas,
+    linear_betas,
+    quadratic_betas,
+    sigmoid_betas,
+    zero_terminal_snr,
+)  # fmt: skip
 
 
 def test_linear_betas_and_alpha_bar_agree_with_exact_arithmetic():
@@ -31,6 +41,27 @@ def test_cosine_alpha_bar_is_a_squared_cosine():
     assert cosine_betas()[-1] == 0.999
 
 
+def test_the_other_schedules_of_the_official_code():
+    root = np.sqrt(quadratic_betas(1000, 1e-4, 0.02))
+    np.testing.assert_allclose(np.diff(root), (np.sqrt(0.02) - np.sqrt(1e-4)) / 999, rtol=1e-9)
+    assert quadratic_betas()[[0, -1]] == pytest.approx([1e-4, 0.02])
+    np.testing.assert_allclose(sigmoid_betas(7, 1e-4, 0.02), 1e-4 + 0.0199 * scipy.special.expit([-6, -4, -2, 0, 2, 4, 6]))
+    np.testing.assert_array_equal(constant_betas(5, 0.1), np.full(5, 0.1))
+    np.testing.assert_allclose(alpha_bars(jsd_betas(1000)), 1 - np.arange(1001) / 1000, atol=1e-12)
+    assert alpha_bars(jsd_betas(1000))[-1] == 0
+
+
+@pytest.mark.parametrize("betas", [linear_betas(), cosine_betas(), quadratic_betas()])
+def test_zero_terminal_snr_is_an_affine_map_of_the_root(betas):
+    before = alpha_bars(betas)
+    after = zero_terminal_snr(before)
+    assert (after[0], after[-1]) == (1, 0)
+    assert after[1] == pytest.approx(before[1], rel=1e-12)
+    assert np.all(np.diff(after) < 0)
+    slope = np.diff(np.sqrt(after[1:])) / np.diff(np.sqrt(before[1:]))
+    np.testing.assert_allclose(slope, slope[0], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -39,6 +70,11 @@ def test_cosine_alpha_bar_is_a_squared_cosine():
         (lambda: linear_betas(10, end=1.5), "β_7 is 1.00003"),
         (lambda: linear_betas(10, end=float("nan")), "nan"),
         (lambda: alpha_bars(np.array([0.1, 0.0])), "β_2 is 0"),
+        (lambda: quadratic_betas(10, start=-1), "β_1 is -1"),
+        (lambda: constant_betas(3, 2.0), "β_1 is 2"),
+        (lambda: jsd_betas(0), "num_steps is 0"),
+        (lambda: zero_terminal_snr([1.0, 0.5]), "T ≥ 2"),
+        (lambda: zero_terminal_snr([1.0, 0.5, 0.6]), "fall strictly"),
     ],
 )
 def test_refusals(call, message):

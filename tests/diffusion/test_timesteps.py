@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from ddim_jax import official_timesteps, quadratic_timesteps, uniform_timesteps
+from ddim_jax import linspace_timesteps, official_timesteps, quadratic_timesteps, trailing_timesteps, uniform_timesteps
 
-SEQUENCES = [uniform_timesteps, quadratic_timesteps]
+SEQUENCES = [uniform_timesteps, quadratic_timesteps, trailing_timesteps, linspace_timesteps]
 
 
 @pytest.mark.parametrize("timesteps", SEQUENCES)
@@ -26,6 +26,16 @@ def test_ours_are_the_official_ones_where_those_are_sound():
             sound = len(official) == S and np.all(np.diff(official) > 0) and (kind != "uniform" or 1000 % S == 0)
             if sound:
                 np.testing.assert_array_equal(ours(1000, S), official)
+
+
+def test_trailing_and_linspace_end_at_T_in_equal_steps():
+    assert trailing_timesteps(1000, 10).tolist() == list(range(100, 1001, 100))
+    assert linspace_timesteps(1000, 10).tolist() == list(range(1, 1001, 111))
+    for timesteps in (trailing_timesteps, linspace_timesteps):
+        for S in (3, 7, 30, 300):
+            tau = timesteps(1000, S)
+            assert tau[-1] == 1000
+            assert np.ptp(np.diff(tau)) <= 1
 
 
 def test_official_sequences_have_their_known_faults():
