@@ -16,7 +16,7 @@ from ..diffusion.sigmas import ddpm, eta, sigma_hat
 from ..diffusion.timesteps import quadratic_timesteps, uniform_timesteps
 from ..generation import generate, make_sampler
 from ..images import save_grid, to_uint8
-from ..model import build_unet
+from ..model import unet_apply
 from ..training import load_run
 
 
@@ -88,7 +88,7 @@ def generate_images(config: GenerateConfig, console: Console) -> None:
     run, params = load_run(config.run)
     alpha_bar = run.diffusion.alpha_bar()
     table = config.table(alpha_bar)
-    apply, _ = build_unet(run.model, run.seed)
+    apply = unet_apply(run.model)
     mesh = data_mesh(config.batch_size)
     sampler = make_sampler(apply, alpha_bar, run.model.image_shape(), mesh, config.wrap)
     parts = generate(sampler, params, table, seed=config.seed, count=config.num_images, batch_size=config.batch_size)
