@@ -283,6 +283,7 @@ TRAIN = [
     ),
     (["--train.sample-steps", "2000"], "--train.sample-steps is 2000"),
     (["--seed", "-3"], "--seed is -3"),
+    (["--out", "{tmp}/broken/x.png/run"], "x.png/run cannot be written (Not a directory); choose another place"),
 ]
 SAMPLE = [
     (["{run}", "--eta", "-0.5"], "eta is -0.5; it must be ≥ 0"),
@@ -309,7 +310,9 @@ def test_a_mistake_is_one_sentence(name, arguments, sentence, tmp_path, command,
     (tmp_path / "broken" / "x.png").write_text("no image")
     fill = {"tmp": tmp_path, "run": tiny_run}
     arguments = [argument.format(**fill) for argument in arguments]
-    arguments = [*arguments, "--out", tmp_path / "run"] if name == "train" else ["generate", *arguments]
+    arguments = ["generate", *arguments] if name == "sample" else arguments
+    if name == "train" and "--out" not in arguments:
+        arguments += ["--out", tmp_path / "run"]
     before = tree(tmp_path), tree(tiny_run)
     status, out, err = command(name, *arguments)
     assert status == 1

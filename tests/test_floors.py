@@ -1,11 +1,14 @@
 """The architecture: five floors, a module imports only from floors below it, and `import ddim_jax` stays light."""
 
 import ast
+import inspect
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import ddim_jax
 
 PACKAGE = Path(__file__).parent.parent / "ddim_jax"
 FLOORS = {"diffusion": 1, "cli": 2, "config": 2, "devices": 2, "generation": 2, "images": 2, "metrics": 2, "data": 2, "model": 2,
@@ -69,7 +72,22 @@ def test_importing_the_package_needs_only_jax_numpy_and_jaxtyping():
 
 
 def test_every_public_name_is_exported():
-    import ddim_jax
-
     assert all(hasattr(ddim_jax, name) for name in ddim_jax.__all__)
     assert len(set(ddim_jax.__all__)) == len(ddim_jax.__all__)
+
+
+FUNCTIONS = [name for name in ddim_jax.__all__ if inspect.isfunction(getattr(ddim_jax, name))]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_docstrings_are_what_a_reader_needs(name):
+    function = getattr(ddim_jax, name)
+    text = inspect.getdoc(function)
+    assert text.splitlines()[0].endswith(".")
+    assert "Equation:" in text
+    assert "Returns:" in text
+    assert ">>>" in text
+    for argument in inspect.signature(function).parameters:
+        assert f"\n    {argument}: " in text, argument
+    if "raise ValueError" in inspect.getsource(function):
+        assert "Raises:" in text

@@ -119,8 +119,8 @@ def _restore(directory: Path, step: int, items: dict[str, Any]) -> Any:
     checkpoint = _folder(directory) / str(step)
     _verify(checkpoint, set(items))
     try:
-        with ocp.CheckpointManager(checkpoint.parent, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
-            return manager.restore(step, args=ocp.args.Composite(**items))
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+            return reader.restore(checkpoint, args=ocp.args.Composite(**items))
     except Exception as error:  # Orbax and TensorStore raise whatever their layers raise, Exception itself included
         raise _damaged(checkpoint, str(error).splitlines()[0][:200]) from error
 

@@ -9,6 +9,7 @@ from the seed and the step number, so a run that continues from a checkpoint rep
 import contextlib
 import json
 import math
+import shlex
 import signal
 import threading
 import time
@@ -81,9 +82,7 @@ def train(config: Config, console: Console) -> None:
         f"{dataset.name}: {dataset.size:,} images {dataset.shape}; {count_parameters(params):,} parameters; "
         f"{mesh.size} of {describe()}; {config.train.steps:,} steps of {config.train.batch_size}",
     )
-    out.mkdir(parents=True, exist_ok=True)
-    save_config(config, out / "config.json")
-    _keep_metrics(out / "metrics.jsonl", start)
+    _open_directory(config, out, start)
 
     with _stop_signals() as stop, jax.default_matmul_precision(config.train.matmul_precision):
         split = batch_sharding(mesh)
@@ -91,9 +90,20 @@ def train(config: Config, console: Console) -> None:
         state = _run(config, state, step, stream, draw, stop, console)
     if int(state.step) < config.train.steps:
         console.print(f"stopped at step {int(state.step)} of {config.train.steps}; checkpoint saved. Continue with:")
-        console.print(f"  python train.py {out / 'config.json'}")
+        console.print(f"  python train.py {shlex.quote(str(out / 'config.json'))}")
         return
     _finish(config, out, state, dataset, draw, console)
+
+
+def _open_directory(config: Config, out: Path, start: int) -> None:
+    """Make the run directory, write the configuration, and drop what will be logged again."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        save_config(config, out / "config.json")
+        _keep_metrics(out / "metrics.jsonl", start)
+    except OSError as error:
+        problem = f"{error.filename} cannot be written ({error.strerror})"
+        raise ValueError(f"--out is {out}, and {problem}; choose another place.") from error
 
 
 def _run(
@@ -147,7 +157,7 @@ def _finish(config: Config, out: Path, state: TrainState, dataset: Dataset, draw
             f"Fréchet distance, pixels in [-1, 1], {fake[0].size} dimensions, n={count:,} against {len(real):,} train images, "
             f"S={config.train.sample_steps}, eta=0: {distance:.3f}",
         )
-    console.print(f"sample with: python sample.py generate {out}")
+    console.print(f"sample with: python sample.py generate {shlex.quote(str(out))}")
 
 
 def count_parameters(params: Any) -> int:
