@@ -51,11 +51,12 @@ def image_keys(seed: Integer, indices: Numbers) -> Keys:
     >>> bool((image_keys(0, [7, 8])[1] == image_keys(0, [8])[0]))
     True
     """
-    indices = np.asarray(indices)
-    if indices.ndim != 1 or (indices.size and not (indices.min() >= 0 and indices.max() < 2**32)):
-        raise ValueError(f"indices are {indices}; give a one-dimensional array of integers from 0 to {2**32 - 1}.")
-    root = purpose_key(seed, Purpose.SAMPLING)
-    return jax.vmap(jax.random.fold_in, (None, 0))(root, indices.astype(np.uint32))
+    if not isinstance(indices, jax.core.Tracer):  # inside a jit the values are not known
+        indices = np.asarray(indices)
+        if indices.ndim != 1 or (indices.size and not (indices.min() >= 0 and indices.max() < 2**32)):
+            raise ValueError(f"indices are {indices}; give a one-dimensional array of integers from 0 to {2**32 - 1}.")
+    indices = jnp.asarray(indices, jnp.uint32)
+    return jax.vmap(jax.random.fold_in, (None, 0))(purpose_key(seed, Purpose.SAMPLING), indices)
 
 
 def initial_noise(keys: Keys, shape: tuple[int, ...]) -> Float[Array, "B *dims"]:

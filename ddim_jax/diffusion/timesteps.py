@@ -61,8 +61,7 @@ def quadratic_timesteps(T: Integer, S: Integer) -> Times:
     _check_steps(T, S)
     index = np.arange(S)
     # With τ_i − i in place of τ_i, strictly increasing becomes non-decreasing: a running maximum.
-    times = np.maximum.accumulate(_quadratic(T, S) + 1 - index) + index
-    return np.minimum(times, T - index[::-1])
+    return np.maximum.accumulate(_quadratic(T, S) + 1 - index) + index
 
 
 def trailing_timesteps(T: Integer, S: Integer) -> Times:

@@ -1,5 +1,6 @@
 """The recorded outputs of the official sampler and of diffusers, given their noise."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -14,21 +15,32 @@ CASES = sorted(name for name in DATA.files if name.startswith("official/") and n
 
 
 @pytest.fixture(scope="module")
-def run(alpha_bar):
+def sampler(alpha_bar):
+    """(kind, wrap) → the jitted loop over steps, with the noise of each given."""
+
     def network(params, x, t):
         t = t.reshape(-1, 1, 1, 1)
         return 0.8 * jnp.sqrt(1 - jnp.asarray(alpha_bar)[t + 1]) * x + 0.1 * jnp.sin(3 * x + t / 100)
 
-    plain = denoiser(network, None, alpha_bar)
+    @functools.cache
+    def make(kind, wrap):
+        denoise = wrap(denoiser(network, None, alpha_bar, kind))
 
-    def make(denoise):
         def step(x_t, inputs):
             row, z = inputs
             return ddim_step(x_t, denoise(x_t, jnp.broadcast_to(row.t, x_t.shape[:1])), z, row), None
 
         return jax.jit(lambda x_T, table, noise: jax.lax.scan(step, x_T, (table, noise))[0])
 
-    return {"eta": make(plain), "hat": make(clip_x0(plain, rederive_epsilon=True))}
+    return make
+
+
+def plain(denoise):
+    return denoise
+
+
+def clip_and_rederive(denoise):
+    return clip_x0(denoise, rederive_epsilon=True)
 
 
 def test_there_are_cases():
@@ -36,13 +48,13 @@ def test_there_are_cases():
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_official_trajectory(case, run, alpha_bar):
+def test_official_trajectory(case, sampler, alpha_bar):
     _, kind, S, value = case.split("/")
     tau = official_timesteps(1000, int(S), kind)
     np.testing.assert_array_equal(np.sort(DATA[f"official/{kind}/{S}/times"]), tau - 1)
     schedule = sigma_hat() if value == "hat" else eta(float(value))
     table = step_table(alpha_bar, tau, schedule, allow_repeats=True)
-    x_0 = run["hat" if value == "hat" else "eta"](DATA["x_T"], table, DATA["noise"][: len(tau)])
+    x_0 = sampler("epsilon", clip_and_rederive if value == "hat" else plain)(DATA["x_T"], table, DATA["noise"][: len(tau)])
     error = np.abs(x_0 - DATA[case]).max() / np.abs(DATA[case]).max()
     # The official code computes in float32; with σ̂ it clips and re-derives ε, where a float64 loop differs by 7e-5.
     assert error <= (3e-4 if value == "hat" else 2e-5)
@@ -52,37 +64,18 @@ KINDS = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
 DIFFUSERS = sorted(name for name in DATA.files if name.startswith("diffusers/") and not name.endswith("times"))
 
 
-@pytest.fixture(scope="module")
-def diffusers(alpha_bar):
-    def network(params, x, t):
-        t = t.reshape(-1, 1, 1, 1)
-        return 0.8 * jnp.sqrt(1 - jnp.asarray(alpha_bar)[t + 1]) * x + 0.1 * jnp.sin(3 * x + t / 100)
-
-    def make(kind, clip):
-        plain = denoiser(network, None, alpha_bar, KINDS[kind])
-        denoise = clip_x0(plain) if clip == "clip" else plain
-
-        def step(x_t, inputs):
-            row, z = inputs
-            return ddim_step(x_t, denoise(x_t, jnp.broadcast_to(row.t, x_t.shape[:1])), z, row), None
-
-        return jax.jit(lambda x_T, table, noise: jax.lax.scan(step, x_T, (table, noise))[0])
-
-    return {(kind, clip): make(kind, clip) for kind in KINDS for clip in ("clip", "noclip")}
-
-
 def test_there_are_diffusers_cases():
     assert len(DIFFUSERS) == 36
 
 
 @pytest.mark.parametrize("case", DIFFUSERS)
-def test_diffusers_trajectory(case, diffusers, alpha_bar):
+def test_diffusers_trajectory(case, sampler, alpha_bar):
     _, spacing, kind, S, value, clip = case.split("/")
     times = np.sort(DATA[f"diffusers/{spacing}/{S}/times"]) + 1
     if spacing == "trailing":
         np.testing.assert_array_equal(trailing_timesteps(1000, int(S)), times)
     table = step_table(alpha_bar, times, eta(float(value)))
-    x_0 = diffusers[kind, clip](DATA["x_T"], table, DATA["noise"][: len(times)])
+    x_0 = sampler(KINDS[kind], clip_x0 if clip == "clip" else plain)(DATA["x_T"], table, DATA["noise"][: len(times)])
     # diffusers computes in float32, with ᾱ in float32 too: a float64 loop with the exact ᾱ is 2e-6 away from it, which is much
     # where the images themselves are small (0.04 at S=50, η=1, a network that is read as x_0).
     assert np.abs(x_0 - DATA[case]).max() <= 2e-5 * np.abs(DATA[case]).max() + 5e-6

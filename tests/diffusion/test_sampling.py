@@ -120,6 +120,8 @@ def test_the_noise_of_an_image_is_its_own(alpha_bar):
     for indices in (range(36, 43), range(42, 106), range(0, 64)):
         batch = np.asarray(jax.jit(lambda keys: initial_noise(keys, SHAPE))(image_keys(9, indices)))
         np.testing.assert_array_equal(batch[list(indices).index(42)], alone)
+    traced = jax.jit(lambda indices: initial_noise(image_keys(9, indices), SHAPE))(jnp.arange(40, 45))
+    np.testing.assert_array_equal(traced[2], alone)
     for devices in (1, 2, 8):
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",))
         split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
