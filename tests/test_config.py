@@ -1,9 +1,13 @@
+import ast
+import inspect
+import itertools
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+import ddim_jax.config
 from ddim_jax.config import Config, DiffusionConfig, TrainConfig, config_from_dict, differences, load_config, presets, save_config
 
 
@@ -34,6 +38,16 @@ def test_small_presets_keep_four_channels_a_group():
 def test_schedules():
     assert DiffusionConfig(schedule="cosine").alpha_bar()[500] == pytest.approx(0.494, abs=0.01)
     assert DiffusionConfig(num_steps=3, beta_start=0.1, beta_end=0.3).alpha_bar() == pytest.approx([1, 0.9, 0.72, 0.504])
+
+
+def test_every_field_has_a_help_text():
+    classes = [node for node in ast.parse(inspect.getsource(ddim_jax.config)).body if isinstance(node, ast.ClassDef)]
+    assert len(classes) == 5
+    for node in classes:
+        for field, text in itertools.pairwise(node.body):
+            if isinstance(field, ast.AnnAssign) and not ast.unparse(field.annotation).endswith("Config"):
+                assert isinstance(text, ast.Expr), ast.unparse(field)
+                assert text.value.value.endswith("."), ast.unparse(field)
 
 
 def test_differences_are_named_as_flags():
