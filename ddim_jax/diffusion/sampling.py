@@ -94,7 +94,8 @@ def sample(denoise: Denoiser, x_T: Images, table: StepTable, keys: Keys) -> Floa
         x_0, shape (B, H, W, C); images of [−1, 1], not clipped.
 
     Raises:
-        ValueError: another number of keys than of images, or a table that is not (S,).
+        ValueError: another number of keys than of images, a table that is not (S,), or ε-prediction and a step that visits
+            ᾱ_t = 0. Inside a jit the table's values are not known: ask `check_kind` before.
 
     >>> from ddim_jax import alpha_bars, eta, linear_betas, step_table, uniform_timesteps
     >>> denoise = lambda x, t: Prediction(jnp.zeros_like(x), x)
