@@ -256,7 +256,11 @@ def test_sigma_and_timesteps_are_what_they_say(noisy_run, command, tmp_path):
 
     ddim, ddpm = images("--eta", 0), images("--sigma", "ddpm")
     np.testing.assert_array_equal(images("--eta", 1), ddpm)
-    others = [images("--sigma", "hat"), images("--sigma", "hat", "--clip", "none"), images("--timesteps", "quadratic")]
+    others = [
+        images("--sigma", "hat"),
+        images("--sigma", "hat", "--clip", "none"),
+        *(images("--timesteps", kind) for kind in ("quadratic", "trailing", "linspace")),
+    ]
     np.testing.assert_array_equal(images("--sigma", "hat", "--clip", "rederive"), others[0])
     for i, one in enumerate([ddim, ddpm, *others]):
         for two in [ddim, ddpm, *others][:i]:

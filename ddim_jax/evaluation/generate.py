@@ -13,7 +13,7 @@ from ..devices import data_mesh, describe
 from ..diffusion.prediction import Denoiser, clip_x0
 from ..diffusion.reverse import StepTable, step_table
 from ..diffusion.sigmas import ddpm, eta, sigma_hat
-from ..diffusion.timesteps import quadratic_timesteps, uniform_timesteps
+from ..diffusion.timesteps import linspace_timesteps, quadratic_timesteps, trailing_timesteps, uniform_timesteps
 from ..generation import generate, make_sampler
 from ..images import save_grid, to_uint8
 from ..model import unet_apply
@@ -32,8 +32,8 @@ class GenerateConfig:
     """N: the images 0 … N−1 of the seed."""
     steps: int = 50
     """S, the number of reverse steps."""
-    timesteps: Literal["uniform", "quadratic"] = "uniform"
-    """Which S times are visited; quadratic is denser near the data."""
+    timesteps: Literal["uniform", "quadratic", "trailing", "linspace"] = "uniform"
+    """Which S times are visited: uniform from t = 1, trailing up to T, linspace both, or quadratic, denser near the data."""
     sigma: Literal["eta", "ddpm", "hat"] = "eta"
     """σ schedule: eta, ddpm (η = 1), or hat (DDPM's larger σ̂ as the noise, the mean of η = 1)."""
     eta: float = 0.0
@@ -59,7 +59,9 @@ class GenerateConfig:
 
     def table(self, alpha_bar: np.ndarray) -> StepTable:
         """The steps that the flags describe."""
-        tau = {"uniform": uniform_timesteps, "quadratic": quadratic_timesteps}[self.timesteps](len(alpha_bar) - 1, self.steps)
+        sequences = {"uniform": uniform_timesteps, "quadratic": quadratic_timesteps, "trailing": trailing_timesteps,
+                     "linspace": linspace_timesteps}  # fmt: skip
+        tau = sequences[self.timesteps](len(alpha_bar) - 1, self.steps)
         return step_table(alpha_bar, tau, {"eta": eta(self.eta), "ddpm": ddpm(), "hat": sigma_hat()}[self.sigma])
 
     def wrap(self, denoise: Denoiser) -> Denoiser:

@@ -69,6 +69,7 @@ def train(config: Config, console: Console) -> None:
     if start:
         state = restore_state(out, start, state)
         console.print(f"{out} goes on from step {start}")
+    _open_directory(config, out, start)
     step = make_train_step(
         apply,
         optimizer,
@@ -82,8 +83,6 @@ def train(config: Config, console: Console) -> None:
         f"{dataset.name}: {dataset.size:,} images {dataset.shape}; {count_parameters(params):,} parameters; "
         f"{mesh.size} of {describe()}; {config.train.steps:,} steps of {config.train.batch_size}",
     )
-    _open_directory(config, out, start)
-
     with _stop_signals() as stop, jax.default_matmul_precision(config.train.matmul_precision):
         split = batch_sharding(mesh)
         stream = (jax.device_put(x_0, split) for x_0 in batches(dataset, config.train.batch_size, config.seed, start))
