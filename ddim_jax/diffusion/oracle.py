@@ -25,6 +25,8 @@ from .prediction import Denoiser, Prediction, carry, levels
 from .reverse import StepTable
 from .types import Images, Integer, Numbers
 
+_Parts = tuple[np.ndarray, np.ndarray, np.ndarray]
+
 
 class Moments(NamedTuple):
     """The mean (D,) and covariance (D, D) of a Gaussian over flattened images, float64."""
@@ -230,9 +232,7 @@ def wasserstein2_gaussian(mean_a: Numbers, cov_a: Numbers, mean_b: Numbers, cov_
 
     Source: Dowson and Landau 1982.
     """
-    (mu_a, values, vectors), (mu_b, _, _) = _decompose(mean_a, cov_a), _decompose(mean_b, cov_b)
-    if mu_a.shape != mu_b.shape:
-        raise ValueError(f"the Gaussians have {len(mu_a)} and {len(mu_b)} dimensions; they must have as many.")
+    (mu_a, values, vectors), (mu_b, _, _) = _decompose_both(mean_a, cov_a, mean_b, cov_b)
     a, b = np.asarray(cov_a, np.float64), np.asarray(cov_b, np.float64)
     root = (vectors * np.sqrt(values)) @ vectors.T
     cross = np.sqrt(np.clip(np.linalg.eigvalsh(root @ b @ root), 0, None)).sum()
@@ -261,9 +261,7 @@ def kl_gaussian(mean_a: Numbers, cov_a: Numbers, mean_b: Numbers, cov_b: Numbers
 
     Source: Cover and Thomas, Elements of Information Theory, chapter 8.
     """
-    (mu_a, values_a, _), (mu_b, values_b, vectors_b) = _decompose(mean_a, cov_a), _decompose(mean_b, cov_b)
-    if mu_a.shape != mu_b.shape:
-        raise ValueError(f"the Gaussians have {len(mu_a)} and {len(mu_b)} dimensions; they must have as many.")
+    (mu_a, values_a, _), (mu_b, values_b, vectors_b) = _decompose_both(mean_a, cov_a, mean_b, cov_b)
     if _singular(values_a) or _singular(values_b):
         return float("inf")
     inverse = (vectors_b / values_b) @ vectors_b.T
@@ -276,7 +274,7 @@ def _singular(values: np.ndarray) -> bool:
     return bool(values.min() <= values.max() * len(values) * np.finfo(np.float64).eps)
 
 
-def _decompose(mean: Numbers, covariance: Numbers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _decompose(mean: Numbers, covariance: Numbers) -> _Parts:
     """μ flattened, and the eigenvalues and eigenvectors of Σ, in float64."""
     mu, sigma = np.asarray(mean, np.float64).ravel(), np.asarray(covariance, np.float64)
     if sigma.shape != (len(mu), len(mu)):
@@ -286,6 +284,13 @@ def _decompose(mean: Numbers, covariance: Numbers) -> tuple[np.ndarray, np.ndarr
     if np.abs(sigma - sigma.T).max() > 1e-6 * scale or values.min() < -1e-6 * scale:
         raise ValueError(f"covariance must be symmetric with eigenvalues ≥ 0; its smallest is {values.min():.6g}.")
     return mu, np.clip(values, 0, None), vectors
+
+
+def _decompose_both(mean_a: Numbers, cov_a: Numbers, mean_b: Numbers, cov_b: Numbers) -> tuple[_Parts, _Parts]:
+    a, b = _decompose(mean_a, cov_a), _decompose(mean_b, cov_b)
+    if a[0].shape != b[0].shape:
+        raise ValueError(f"the Gaussians have {len(a[0])} and {len(b[0])} dimensions; they must have as many.")
+    return a, b
 
 
 def _pair(x_t, x_0, alpha_bar: Numbers, t) -> Prediction:

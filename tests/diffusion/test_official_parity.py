@@ -76,6 +76,8 @@ def test_diffusers_trajectory(case, sampler, alpha_bar):
         np.testing.assert_array_equal(trailing_timesteps(1000, int(S)), times)
     table = step_table(alpha_bar, times, eta(float(value)))
     x_0 = sampler(KINDS[kind], clip_x0 if clip == "clip" else plain)(DATA["x_T"], table, DATA["noise"][: len(times)])
-    # diffusers computes in float32, with ᾱ in float32 too: a float64 loop with the exact ᾱ is 2e-6 away from it, which is much
-    # where the images themselves are small (0.04 at S=50, η=1, a network that is read as x_0).
-    assert np.abs(x_0 - DATA[case]).max() <= 2e-5 * np.abs(DATA[case]).max() + 5e-6
+    scale = np.abs(DATA[case]).max()
+    # Read as x_0, the network's η = 1 images at S = 50 are small (0.036). There the step to t = 1 decides: the argument of its
+    # √(1 − ᾱ_s − σ²) is small beside 1 − ᾱ_s = 1e-4, which a float32 table holds to 3e-8, and the images are 5e-6 off, absolutely.
+    small = case.startswith("diffusers/leading/sample/50/1.0")
+    assert np.abs(x_0 - DATA[case]).max() <= (5e-6 if small else 2e-5 * scale)
