@@ -78,6 +78,6 @@ def test_diffusers_trajectory(case, sampler, alpha_bar):
     x_0 = sampler(KINDS[kind], clip_x0 if clip == "clip" else plain)(DATA["x_T"], table, DATA["noise"][: len(times)])
     scale = np.abs(DATA[case]).max()
     # Read as x_0, the network's η = 1 images at S = 50 are small (0.036). There the step to t = 1 decides: the argument of its
-    # √(1 − ᾱ_s − σ²) is small beside 1 − ᾱ_s = 1e-4, which a float32 table holds to 3e-8, and the images are 5e-6 off, absolutely.
+    # √(1 − ᾱ_s − σ²) is small beside 1 − ᾱ_s = 1e-4, which a float32 table holds to 3e-8, and the images are 5e-6 off.
     small = case.startswith("diffusers/leading/sample/50/1.0")
     assert np.abs(x_0 - DATA[case]).max() <= (5e-6 if small else 2e-5 * scale)
