@@ -1,7 +1,7 @@
 """DDIM as the paper writes it (Song, Meng, Ermon, arXiv:2010.02502), as pure JAX functions."""
 
 from .diffusion.encoding import encode, slerp
-from .diffusion.forward import Gaussian, add_noise, epsilon_weights, q_forward, q_marginal, q_reverse
+from .diffusion.forward import Gaussian, add_noise, epsilon_weights, q_forward, q_marginal, q_reverse, x_0_weights
 from .diffusion.oracle import (
     Moments,
     empirical_oracle,
@@ -52,6 +52,7 @@ __all__ = [
     "alpha_bars", "zero_terminal_snr",
     # forward: q(x_t|x_0), q_σ(x_s|x_t,x_0), q_σ(x_t|x_s,x_0), and the weights of the objective
     "Gaussian", "q_marginal", "q_reverse", "q_forward", "add_noise", "epsilon_weights",
+    "x_0_weights",
     # prediction: network output → (x̂_0, ε̂)
     "Prediction", "Denoiser", "denoiser", "clip_x0", "dynamic_threshold", "guided",
     # timesteps: τ

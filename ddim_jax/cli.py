@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
+
 
 def run(command: Callable[[], None]) -> int:
     """Call a command and return its exit status.
@@ -12,6 +14,8 @@ def run(command: Callable[[], None]) -> int:
     A ValueError that this package raised is about the user's input and is printed as a sentence. One that a library raised
     is a bug of ours and keeps its traceback, like any other exception.
     """
+    # Else JAX cuts its own frames out of a traceback, and a bug looks as if it were raised here.
+    jax.config.update("jax_traceback_filtering", "off")
     logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS and Orbax advise there, about choices that were made here
     try:
         command()

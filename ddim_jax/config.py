@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .diffusion.schedules import alpha_bars, cosine_betas, linear_betas
+from .diffusion.schedules import alpha_bars, cosine_betas, linear_betas, zero_terminal_snr
 
 
 @dataclass(frozen=True)
@@ -55,19 +55,28 @@ class DiffusionConfig:
     """β_1 of the linear schedule."""
     beta_end: float = 0.02
     """β_T of the linear schedule."""
+    zero_terminal_snr: bool = False
+    """Stretch the schedule so that x_T is pure noise, ᾱ_T = 0 (Lin et al.); the network must predict v or x0."""
+    prediction: Literal["epsilon", "x0", "v"] = "epsilon"
+    """What the network predicts: epsilon (DDPM, DDIM), x0, or v = √ᾱ ε − √(1−ᾱ) x_0 (Salimans and Ho)."""
 
     def alpha_bar(self) -> np.ndarray:
         """ᾱ_0 … ᾱ_T, shape (T+1,), float64."""
         cosine = self.schedule == "cosine"
-        return alpha_bars(
+        bars = alpha_bars(
             cosine_betas(self.num_steps) if cosine else linear_betas(self.num_steps, self.beta_start, self.beta_end)
         )
+        return zero_terminal_snr(bars) if self.zero_terminal_snr else bars
 
     def check(self) -> None:
         """Raise ValueError if a field is out of range."""
         _require(self.num_steps >= 1, "diffusion.num-steps", self.num_steps, "1 or more")
         _require(0 < self.beta_start < 1, "diffusion.beta-start", self.beta_start, "between 0 and 1")
         _require(0 < self.beta_end < 1, "diffusion.beta-end", self.beta_end, "between 0 and 1")
+        if self.zero_terminal_snr:
+            _require(self.num_steps >= 2, "diffusion.num-steps", self.num_steps, "2 or more with zero-terminal-snr")
+            _require(self.prediction != "epsilon", "diffusion.prediction", self.prediction,
+                     "v or x0 with zero-terminal-snr, where x_T is pure noise and ε tells nothing of x_0")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,8 @@ class UNetConfig:
     """Probability that training drops an activation inside a residual block."""
     zero_init: bool = True
     """Start the last convolution of each block, the attention output and the output at zero, so each block starts as x."""
+    num_classes: int = 0
+    """Classes that the network is conditioned on, as many as the data set has; 0: unconditional."""
 
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C)."""
@@ -114,6 +125,7 @@ class UNetConfig:
         for size in self.attention_resolutions:
             _require(size in sizes, "model.attention-resolutions", size, f"among the sizes of the levels, {sizes}")
         _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "at least 0 and below 1")
+        _require(self.num_classes >= 0, "model.num-classes", self.num_classes, "0 (unconditional) or more")
 
 
 @dataclass(frozen=True)
@@ -124,6 +136,12 @@ class TrainConfig:
     """Training steps in all, those before an interruption included."""
     batch_size: int = 128
     """Images a step, over all devices."""
+    accumulate: int = 1
+    """Parts that a batch is worked through in, one after the other, to save memory; the step stays the same."""
+    remat: bool = False
+    """Recompute the activations of each block in the backward pass instead of keeping them: less memory, more time."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of activations and products in training; parameters, EMA, normalisation statistics and loss stay float32."""
     learning_rate: float = 2e-4
     """Adam's step size after the warm-up."""
     warmup_steps: int = 5_000
@@ -138,6 +156,16 @@ class TrainConfig:
     """Largest global norm of a gradient; longer ones are scaled down to it."""
     ema_decay: float = 0.9999
     """Decay of the averaged weights that sampling uses; warmed up as min(decay, (1 + step)/(10 + step))."""
+    loss_weight: Literal["constant", "min-snr", "gamma"] = "constant"
+    """Weight of each time: constant (the paper's γ = 1), min-snr (Hang et al.), or gamma, the exact γ of J_σ with mean 1."""
+    min_snr_gamma: float = 5.0
+    """Largest signal-to-noise ratio that min-snr counts."""
+    gamma_eta: float = 1.0
+    """η > 0 of the σ that --train.loss-weight gamma takes its γ from."""
+    label_dropout: float = 0.1
+    """Probability that training hides the label of an image, so that the network learns without; for classes only."""
+    max_loss: float = 100.0
+    """A loss above this has exploded and stops the run (a network that predicts 0 has about 1)."""
     matmul_precision: Literal["default", "high", "highest"] = "default"
     """Precision of training's matrix products: default may be TF32 or bfloat16 on accelerators; highest is float32."""
     log_every: int = 100
@@ -153,20 +181,40 @@ class TrainConfig:
     checkpoint_every: int = 5_000
     """Steps between two checkpoints; the last step has one in any case."""
     keep_checkpoints: int = 3
-    """How many of the newest checkpoints stay on disk."""
+    """How many of the newest checkpoints stay on disk, besides the one with the lowest validation loss."""
+    validate_images: int = 1024
+    """Images of the test split whose loss each checkpoint is judged by (folder: train split); 0: none is."""
 
     def check(self) -> None:
         """Raise ValueError if a field is out of range."""
         for name, least in [("steps", 1), ("batch_size", 1), ("warmup_steps", 0), ("log_every", 1), ("sample_every", 0),
                             ("sample_images", 1), ("sample_steps", 1), ("evaluate_images", 0), ("checkpoint_every", 1),
-                            ("keep_checkpoints", 1)]:  # fmt: skip
+                            ("keep_checkpoints", 1), ("accumulate", 1), ("validate_images", 0)]:  # fmt: skip
             _require(getattr(self, name) >= least, f"train.{_flag(name)}", getattr(self, name), f"{least} or more")
-        for name in ("learning_rate", "clip_norm"):
+        for name in ("learning_rate", "clip_norm", "min_snr_gamma", "max_loss"):
             _require(getattr(self, name) > 0, f"train.{_flag(name)}", getattr(self, name), "above 0")
-        for name in ("adam_b1", "adam_b2", "ema_decay"):
+        for name in ("adam_b1", "adam_b2", "ema_decay", "label_dropout"):
             _require(0 <= getattr(self, name) < 1, f"train.{_flag(name)}", getattr(self, name), "at least 0 and below 1")
+        _require(0 < self.gamma_eta <= 1, "train.gamma-eta", self.gamma_eta, "above 0 and at most 1")
+        _require(self.batch_size % self.accumulate == 0, "train.accumulate", self.accumulate,
+                 f"a divisor of train.batch-size = {self.batch_size}")  # fmt: skip
         _require(self.decay == "constant" or self.warmup_steps < self.steps, "train.warmup-steps", self.warmup_steps,
                  f"fewer than train.steps = {self.steps} with cosine decay")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """The devices, of all processes, as a grid data × fsdp."""
+
+    data: int = 0
+    """Parts that a batch is split into by this axis; 0: as many as there are devices for and the batch divides into."""
+    fsdp: int = 1
+    """Parts that parameters, EMA and optimizer state are split into; the batch is split over this axis, too."""
+
+    def check(self) -> None:
+        """Raise ValueError if a field is out of range."""
+        _require(self.data >= 0, "mesh.data", self.data, "0 (all devices) or more")
+        _require(self.fsdp >= 1, "mesh.fsdp", self.fsdp, "1 or more")
 
 
 @dataclass(frozen=True)
@@ -181,12 +229,13 @@ class Config:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     model: UNetConfig = field(default_factory=UNetConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
 
     def check(self) -> None:
         """Raise ValueError if any field is out of range, alone or beside another."""
         _require(bool(self.out), "out", self.out, "a directory")
         _require(0 <= self.seed < 2**32, "seed", self.seed, f"from 0 to {2**32 - 1}")
-        for part in (self.data, self.diffusion, self.model, self.train):
+        for part in (self.data, self.diffusion, self.model, self.train, self.mesh):
             part.check()
         _require(self.train.sample_steps <= self.diffusion.num_steps, "train.sample-steps", self.train.sample_steps,
                  f"at most diffusion.num-steps = {self.diffusion.num_steps}")  # fmt: skip

@@ -1,18 +1,20 @@
 """Samples in batches of one size, so that an image depends on its seed and index alone."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Float
 
-from .diffusion.prediction import Denoiser, check_kind, denoiser
+from .devices import batch_sharding, replicated
+from .diffusion.prediction import Denoiser, denoiser, guided
 from .diffusion.reverse import StepTable
 from .diffusion.sampling import image_keys, initial_noise, sample
 
-Sampler = Callable[[Any, StepTable, Any], Any]
+Sampler = Callable[[Any, StepTable, Any, Any, Any], Any]
 
 
 def make_sampler(
@@ -21,29 +23,50 @@ def make_sampler(
     image_shape: tuple[int, int, int],
     mesh: Mesh,
     wrap: Callable[[Denoiser], Denoiser] = lambda denoise: denoise,
+    *,
+    kind: str = "epsilon",
+    guide: bool = False,
 ) -> Sampler:
-    """The jitted sampler of a network: (params, table, keys) → x_0, with the batch split over the mesh.
+    """The jitted sampler of a network: (params, table, key data, label, guidance) → x_0, its batch split over the mesh.
 
     Args:
-        apply: the network, apply(params, x, t).
+        apply: the network, apply(params, x, t, *, label=None).
         alpha_bar: ᾱ_0 … ᾱ_T, shape (T+1,).
         image_shape: (H, W, C).
-        mesh: devices, axis `data`.
+        mesh: from `make_mesh`, of all processes.
         wrap: changes the Denoiser, `clip_x0` say.
+        kind: what the network predicts, "epsilon", "x0" or "v".
+        guide: whether guidance is used: each step then calls the network twice, with the label and without.
 
     Returns:
-        A function that compiles once for each batch size and S; other params, σ, τ of that length, or keys do not compile.
+        A function that compiles once for each batch size and S; other params, σ, τ of that length, keys, labels or guidance do
+        not compile. `label` is (B,) int32, or None for no label.
     """
 
-    def run(params, table, keys):
-        return sample(wrap(denoiser(apply, params, alpha_bar)), initial_noise(keys, image_shape), table, keys)
+    def run(params, table, key_data, label, guidance):
+        key_data, label = jax.lax.with_sharding_constraint((key_data, label), split)
+        keys = jax.random.wrap_key_data(key_data, impl="threefry2x32")
+        network = apply if label is None else partial(apply, label=label)
+        denoise = denoiser(network, params, alpha_bar, kind)
+        if guide:
+            denoise = guided(denoise, denoiser(apply, params, alpha_bar, kind), guidance)
+        return sample(wrap(denoise), initial_noise(keys, image_shape), table, keys)
 
-    split, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
-    return jax.jit(run, in_shardings=(whole, whole, split), out_shardings=split)
+    split, whole = batch_sharding(mesh), replicated(mesh)
+    # Keys and labels come from every process, all of them, and the images go to every process.
+    return jax.jit(run, in_shardings=whole, out_shardings=whole)
 
 
 def generate(
-    sampler: Sampler, params: Any, table: StepTable, *, seed: int, count: int, batch_size: int
+    sampler: Sampler,
+    params: Any,
+    table: StepTable,
+    *,
+    seed: int,
+    count: int,
+    batch_size: int,
+    labels: tuple[int, ...] = (),
+    guidance: float = 1.0,
 ) -> Iterator[Float[np.ndarray, "B H W C"]]:
     """The images 0 … count−1 of a seed, a batch at a time.
 
@@ -57,20 +80,23 @@ def generate(
         seed: integer in 0 … 2³²−1.
         count: how many images, ≥ 1.
         batch_size: images a batch, ≥ 1.
+        labels: classes; image i has label i modulo their number. None of them: no label.
+        guidance: scale of the classifier-free guidance of a sampler that guides.
 
     Yields:
         float32 (b, H, W, C), b ≤ batch_size, in about [−1, 1].
 
     Raises:
-        ValueError: count or batch_size below 1, or a step that visits ᾱ_t = 0.
+        ValueError: count or batch_size below 1.
     """
-    check_kind("epsilon", table.alpha_bar_t)
     for name, value in (("count", count), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be 1 or more.")
     for first in range(0, count, batch_size):
-        keys = image_keys(seed, range(first, first + batch_size))
+        indices = np.arange(first, first + batch_size)
+        key_data = np.asarray(jax.random.key_data(image_keys(seed, indices)))
+        label = np.array(labels, np.int32)[indices % len(labels)] if labels else None
         # Sampling promises float32: accelerators would multiply in TF32 or bfloat16.
         with jax.default_matmul_precision("highest"):
-            images = sampler(params, table, keys)
+            images = sampler(params, table, key_data, label, np.float32(guidance))
         yield np.asarray(images)[: count - first]

@@ -42,7 +42,7 @@ def test_schedules():
 
 def test_every_field_has_a_help_text():
     classes = [node for node in ast.parse(inspect.getsource(ddim_jax.config)).body if isinstance(node, ast.ClassDef)]
-    assert len(classes) == 5
+    assert len(classes) == 6
     for node in classes:
         for field, text in itertools.pairwise(node.body):
             if isinstance(field, ast.AnnAssign) and not ast.unparse(field.annotation).endswith("Config"):

@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from ddim_jax import devices
@@ -38,6 +39,41 @@ def test_setup_after_arrays_were_made_changes_nothing():
     assert jax.device_count() == 8
 
 
-@pytest.mark.parametrize(("batch", "size"), [(64, 8), (12, 6), (7, 7), (13, 1), (1, 1)])
-def test_the_mesh_divides_the_batch(batch, size):
-    assert devices.data_mesh(batch).size == size
+@pytest.mark.parametrize(
+    ("batch", "data", "fsdp", "shape"),
+    [(64, 0, 1, (8, 1)), (12, 0, 1, (6, 1)), (7, 0, 1, (7, 1)), (13, 0, 1, (1, 1)), (1, 0, 1, (1, 1)), (64, 0, 4, (2, 4)),
+     (64, 2, 2, (2, 2)), (12, 0, 2, (3, 2)), (8, 0, 8, (1, 8))],
+)  # fmt: skip
+def test_the_mesh_divides_the_batch(batch, data, fsdp, shape):
+    mesh = devices.make_mesh(batch, data, fsdp)
+    assert tuple(mesh.shape.values()) == shape
+
+
+@pytest.mark.parametrize(
+    ("batch", "data", "fsdp", "message"),
+    [(64, 0, 16, "--mesh.data any × --mesh.fsdp 16 needs more devices than the 8 × cpu"), (64, 4, 4, "needs more devices"),
+     (10, 3, 1, "--mesh.data 3 × --mesh.fsdp 1 does not divide a batch of 10"), (10, 0, 4, "choose a multiple of 4")],
+)  # fmt: skip
+def test_a_mesh_that_cannot_be(batch, data, fsdp, message):
+    with pytest.raises(ValueError, match=message):
+        devices.make_mesh(batch, data, fsdp)
+
+
+def test_a_state_is_split_along_its_longest_dimension_that_divides():
+    mesh = devices.make_mesh(8, 1, 8)
+    state = {"kernel": np.zeros((3, 3, 16, 32)), "in": np.zeros((3, 3, 3, 24)), "bias": np.zeros(3), "step": np.zeros(())}
+    specs = {name: tuple(place.spec) for name, place in devices.state_shardings(state, mesh).items()}
+    assert specs == {"kernel": (None, None, None, "fsdp"), "in": (None, None, None, "fsdp"), "bias": (), "step": ()}
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"JAX_COORDINATOR_ADDRESS": "localhost:1"}, {"JAX_NUM_PROCESSES": "2"},
+     {"JAX_COORDINATOR_ADDRESS": "localhost", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"},
+     {"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"}],
+)  # fmt: skip
+def test_half_an_address_is_refused(monkeypatch, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=r"the environment has .*set JAX_COORDINATOR_ADDRESS to host:port"):
+        devices.setup()

@@ -1,6 +1,6 @@
 """Data sets by name, and the stream of training batches."""
 
 from .datasets import Dataset, load_dataset
-from .pipeline import batches
+from .pipeline import Batch, batches
 
-__all__ = ["Dataset", "batches", "load_dataset"]
+__all__ = ["Batch", "Dataset", "batches", "load_dataset"]

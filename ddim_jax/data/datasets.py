@@ -18,13 +18,18 @@ Images = UInt8[np.ndarray, "B H W C"]
 
 
 class Dataset(NamedTuple):
-    """Images with random access: `read(indices (B,)) → uint8 (B, H, W, C)` for indices below `size`."""
+    """Images with random access: `read(indices (B,)) → uint8 (B, H, W, C)` for indices below `size`.
+
+    Where `classes` names any, `label(indices) → int32 (B,)` gives the place of each image's class among them.
+    """
 
     name: str
     size: int
     shape: tuple[int, int, int]
     flippable: bool
     read: Callable[[Int[np.ndarray, " B"]], Images]
+    classes: tuple[str, ...] = ()
+    label: Callable[[Int[np.ndarray, " B"]], Int[np.ndarray, " B"]] | None = None
 
 
 def load_dataset(config: DataConfig, image_shape: tuple[int, int, int], split: Split = "train") -> Dataset:
@@ -52,30 +57,36 @@ def load_dataset(config: DataConfig, image_shape: tuple[int, int, int], split: S
     if kind == "cifar10":
         prepare_cifar10(config.directory(), config.archive, config.archive_sha256)
         # 32×32 images fit in memory, where a gather is far faster than decoding a PNG for every record.
-        records = _records("cifar10", config.directory(), split)
-        images = np.stack([record["image"] for record in records.__getitems__(list(range(len(records))))])
-        return _in_memory("cifar10", images, image_shape, flippable=True)
+        records, classes = _records("cifar10", config.directory(), split)
+        whole = records.__getitems__(list(range(len(records))))
+        images, labels = (np.stack([record[name] for record in whole]) for name in ("image", "label"))
+        return _in_memory("cifar10", images, image_shape, True, labels, classes)
     with importlib.resources.files(__package__).joinpath("embedded", _EMBEDDED[kind]).open("rb") as file:
-        images = np.load(file)[f"{split}_image"]
-    return _in_memory(kind, images, image_shape, flippable=False)  # digits and letters are not what they were when mirrored
+        arrays = np.load(file)
+        images, labels, classes = arrays[f"{split}_image"], arrays[f"{split}_label"], tuple(map(str, arrays["label_names"]))
+    return _in_memory(kind, images, image_shape, False, labels, classes)  # a mirrored digit or letter is another one
 
 
 _EMBEDDED = {"digits": "digits8.npz", "emoji": "emoji32.npz"}
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
-def _in_memory(name: str, images: Images, image_shape: tuple[int, int, int], flippable: bool) -> Dataset:
+def _in_memory(
+    name: str, images: Images, image_shape: tuple[int, int, int], flippable: bool, labels: Any, classes: tuple[str, ...]
+) -> Dataset:
     if images.shape[1:] != image_shape:
         height, _, channels = images.shape[1:]
         raise ValueError(
             f"{name} has images of shape {images.shape[1:]}, the model takes {image_shape}: "
             f"use --model.image-size {height} --model.image-channels {channels}."
         )
-    return Dataset(name, len(images), image_shape, flippable, images.__getitem__)
+    label = np.asarray(labels, np.int32).__getitem__ if classes else None
+    return Dataset(name, len(images), image_shape, flippable, images.__getitem__, classes, label)
 
 
 def _tfds(name: str, data_dir: Path, image_shape: tuple[int, int, int], split: Split) -> Dataset:
-    records = _records(name, data_dir, split)
+    records, classes = _records(name, data_dir, split)
+    bare, _ = _records(name, data_dir, split, images=False)
 
     def fit(image: np.ndarray) -> np.ndarray:
         return _fit(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), image_shape)
@@ -84,11 +95,14 @@ def _tfds(name: str, data_dir: Path, image_shape: tuple[int, int, int], split: S
         # One read of many records is far faster than many reads of one.
         return np.stack([fit(record["image"]) for record in records.__getitems__(indices.tolist())])
 
-    return Dataset(name, len(records), image_shape, True, read)
+    def label(indices: np.ndarray) -> np.ndarray:
+        return np.array([record["label"] for record in bare.__getitems__(indices.tolist())], np.int32)
+
+    return Dataset(name, len(records), image_shape, True, read, classes, label if classes else None)
 
 
-def _records(name: str, data_dir: Path, split: Split) -> Any:
-    """The records of a prepared data set with random access, each a dict with an `image`."""
+def _records(name: str, data_dir: Path, split: Split, images: bool = True) -> tuple[Any, tuple[str, ...]]:
+    """The records of a prepared data set with random access, each a dict with an `image`; and the names of its classes."""
     import tensorflow_datasets as tfds
 
     fix = f"`tfds build {name} --data_dir {data_dir} --file_format array_record` prepares it (that may need TensorFlow)"
@@ -99,10 +113,13 @@ def _records(name: str, data_dir: Path, split: Split) -> Any:
     if not builder.is_prepared():
         raise ValueError(f"the data set {name!r} is not prepared in {data_dir}: {fix}.")
     splits, features = sorted(builder.info.splits), sorted(builder.info.features)
+    label = builder.info.features["label"] if "label" in features else None
+    classes = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
     if split not in splits or "image" not in features:
         raise ValueError(f"the data set {name!r} has splits {splits} and features {features}; it needs {split!r} and 'image'.")
     try:
-        return builder.as_data_source(split)
+        decoders = None if images else {"image": tfds.decode.SkipDecoding()}
+        return builder.as_data_source(split, decoders=decoders), classes
     except NotImplementedError as error:
         raise ValueError(
             f"the data set {name!r} in {data_dir} is not stored as array_record: {fix}; or use another --data.data-dir."
@@ -128,7 +145,10 @@ def _folder(directory: Path, image_shape: tuple[int, int, int], split: Split) ->
     # All are decoded at once: a broken one is found before training starts, and a step then costs a gather.
     with ThreadPoolExecutor() as pool:
         images = np.stack(list(pool.map(load, paths)))
-    return _in_memory(str(directory), images, image_shape, flippable=True)
+    # A class is a sub-directory, where every image is in one.
+    parents = [path.relative_to(directory).parts[0] for path in paths if path.parent != directory]
+    classes = tuple(sorted(set(parents))) if len(parents) == len(paths) else ()
+    return _in_memory(str(directory), images, image_shape, True, [classes.index(name) for name in parents if classes], classes)
 
 
 def _fit(image: Image.Image, image_shape: tuple[int, int, int]) -> np.ndarray:

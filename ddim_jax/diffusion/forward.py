@@ -142,14 +142,38 @@ def q_forward(x_s: Images, x_0: Images, alpha_bar_t: Numbers, alpha_bar_s: Numbe
     return Gaussian(mean, sigma * jnp.sqrt((1 - alpha_bar_t) / (1 - alpha_bar_s)))
 
 
+def x_0_weights(alpha_bar_t: Numbers, alpha_bar_s: Numbers, sigma: Numbers) -> Float[Array, "..."]:
+    """The exact weight of ‖f_θ(x_t) − x_0‖² in the variational objective J_σ.
+
+    Equation: c²/(2 σ²),  c = √ᾱ_s − √(1−ᾱ_s−σ²) √ᾱ_t/√(1−ᾱ_t).
+
+    It is the KL between q_σ(x_s | x_t, x_0) and p_θ = q_σ(x_s | x_t, f_θ(x_t)), two Gaussians with the same σ whose means differ
+    by c (x_0 − f_θ). At s = 0 the mean is f_θ itself, c = 1, and σ is the paper's σ_1.
+
+    Args:
+        alpha_bar_t: ᾱ_t in [0, 1), any shape.
+        alpha_bar_s: ᾱ_s in (ᾱ_t, 1], the same shape or a scalar.
+        sigma: σ ≥ 0 with σ² ≤ 1 − ᾱ_s unless ᾱ_s = 1, likewise.
+
+    Returns:
+        The weight ≥ 0 per summed square, infinite where σ = 0 (a deterministic step has no finite KL).
+
+    >>> round(float(x_0_weights(0.0, 0.8, 0.2)), 6)
+    10.0
+
+    Source: arXiv:2010.02502, theorem 1 and appendix B.
+    """
+    alpha_bar_t, alpha_bar_s, sigma = (jnp.asarray(value) for value in (alpha_bar_t, alpha_bar_s, sigma))
+    c = jnp.sqrt(alpha_bar_s) - direction_scale(alpha_bar_s, sigma) * jnp.sqrt(alpha_bar_t / (1 - alpha_bar_t))
+    return c**2 / (2 * sigma**2)
+
+
 def epsilon_weights(alpha_bar_t: Numbers, alpha_bar_s: Numbers, sigma: Numbers) -> Float[Array, "..."]:
     """The exact weight γ of ‖ε_θ − ε‖² in the variational objective J_σ.
 
-    Equation: γ = c² (1−ᾱ_t)/(2 σ² ᾱ_t),  c = √ᾱ_s − √(1−ᾱ_s−σ²) √ᾱ_t/√(1−ᾱ_t).
+    Equation: γ = c² (1−ᾱ_t)/(2 σ² ᾱ_t) with the c of `x_0_weights`, since x_0 − f_θ = √(1−ᾱ_t)/√ᾱ_t (ε_θ − ε).
 
-    It is the KL between q_σ(x_s | x_t, x_0) and p_θ = q_σ(x_s | x_t, f_θ(x_t)), two Gaussians with the same σ: the means differ
-    by c (x_0 − f_θ), and x_0 − f_θ = √(1−ᾱ_t)/√ᾱ_t (ε_θ − ε). The paper prints γ = 1/(2 d σ² ᾱ_t), without c² (1−ᾱ_t) and
-    divided by the dimension d; this is per summed square. At s = 0 the mean is f_θ itself, c = 1, and σ is the paper's σ_1.
+    The paper prints γ = 1/(2 d σ² ᾱ_t), without c² (1−ᾱ_t) and divided by the dimension d; this is per summed square.
 
     Args:
         alpha_bar_t: ᾱ_t in (0, 1), any shape.
@@ -157,16 +181,15 @@ def epsilon_weights(alpha_bar_t: Numbers, alpha_bar_s: Numbers, sigma: Numbers) 
         sigma: σ ≥ 0 with σ² ≤ 1 − ᾱ_s unless ᾱ_s = 1, likewise.
 
     Returns:
-        γ ≥ 0, infinite where σ = 0 (a deterministic step has no finite KL).
+        γ ≥ 0, infinite where σ = 0.
 
     >>> round(float(epsilon_weights(0.5, 0.8, 0.2)), 6)
     3.055728
 
     Source: arXiv:2010.02502, theorem 1 and appendix B.
     """
-    alpha_bar_t, alpha_bar_s, sigma = (jnp.asarray(value) for value in (alpha_bar_t, alpha_bar_s, sigma))
-    c = jnp.sqrt(alpha_bar_s) - direction_scale(alpha_bar_s, sigma) * jnp.sqrt(alpha_bar_t / (1 - alpha_bar_t))
-    return c**2 * (1 - alpha_bar_t) / (2 * sigma**2 * alpha_bar_t)
+    alpha_bar_t = jnp.asarray(alpha_bar_t)
+    return x_0_weights(alpha_bar_t, alpha_bar_s, sigma) * (1 - alpha_bar_t) / alpha_bar_t
 
 
 def direction_scale(alpha_bar_s: Numbers, sigma: Numbers) -> Float[Array, "..."]:

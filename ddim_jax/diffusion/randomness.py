@@ -19,6 +19,7 @@ class Purpose(enum.IntEnum):
     DATA = 1
     TRAINING = 2
     SAMPLING = 3
+    VALIDATION = 4
 
 
 def purpose_key(seed: Integer, purpose: Purpose) -> Key[Array, ""]:

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import jax
 import numpy as np
 import tyro
 from rich.console import Console
 from rich.progress import track
 
-from ..devices import data_mesh, describe
+from ..devices import describe, full_batch, make_mesh, replicated
 from ..diffusion.prediction import Denoiser, clip_x0
 from ..diffusion.reverse import StepTable, step_table
 from ..diffusion.sigmas import ddpm, eta, sigma_hat
@@ -40,6 +41,12 @@ class GenerateConfig:
     """η of --sigma eta: 0 is DDIM, 1 is DDPM."""
     clip: Literal["official", "none", "x0", "rederive"] = "official"
     """Clip x̂_0 to [−1, 1]: none, x0 (ε̂ stays), rederive (ε̂ follows), or official: rederive for hat, none for the others."""
+    label: tuple[int, ...] = ()
+    """Classes of a class-conditional model, 0 to num-classes − 1: image i has the (i modulo their number)-th; empty: no label."""
+    guidance: float = 1.0
+    """Scale of classifier-free guidance towards the labels: 1 is none, more exaggerates them, at two network calls a step."""
+    checkpoint: str = "latest"
+    """latest, best (the lowest validation loss of those kept), or a step number."""
     seed: int = 0
     """Seed of the noise, 0 to 2³²−1. Image i has its own noise, whatever else is drawn."""
     batch_size: int = 64
@@ -54,6 +61,8 @@ class GenerateConfig:
             raise ValueError(f"--seed is {self.seed}; it must be from 0 to {2**32 - 1}.")
         if self.out.suffix not in (".png", ".npz"):
             raise ValueError(f"--out is {self.out}; its name must end in .png (a grid) or .npz (uint8 arrays).")
+        if self.guidance != 1 and not self.label:
+            raise ValueError(f"--guidance is {self.guidance:g} without --label; give the classes to guide to.")
         if self.sigma != "eta" and self.eta:
             raise ValueError(f"--eta is {self.eta:g}, which --sigma {self.sigma} does not use; leave one of the two out.")
 
@@ -87,24 +96,47 @@ def generate_images(config: GenerateConfig, console: Console) -> None:
         raise ValueError(
             f"--out is {config.out} and {error.filename} cannot be made ({error.strerror}); choose another place."
         ) from error
-    run, params = load_run(config.run)
+    run, params = load_run(config.run, config.checkpoint)
+    _check_labels(config, run.model.num_classes)
     alpha_bar = run.diffusion.alpha_bar()
     table = config.table(alpha_bar)
     apply = unet_apply(run.model)
-    mesh = data_mesh(config.batch_size)
-    sampler = make_sampler(apply, alpha_bar, run.model.image_shape(), mesh, config.wrap)
-    parts = generate(sampler, params, table, seed=config.seed, count=config.num_images, batch_size=config.batch_size)
+    size = full_batch(config.batch_size)
+    mesh = make_mesh(size)
+    kind, guide = run.diffusion.prediction, config.guidance != 1
+    sampler = make_sampler(apply, alpha_bar, run.model.image_shape(), mesh, config.wrap, kind=kind, guide=guide)
+    parts = generate(
+        sampler,
+        jax.device_put(jax.tree.map(np.asarray, params), replicated(mesh)),
+        table,
+        seed=config.seed,
+        count=config.num_images,
+        batch_size=size,
+        labels=config.label,
+        guidance=config.guidance,
+    )
     quiet = not console.is_terminal
-    batches = -(-config.num_images // config.batch_size)
+    batches = -(-config.num_images // size)
     images = np.concatenate(
         [to_uint8(part) for part in track(parts, "sampling", batches, console=console, transient=True, disable=quiet)]
     )
+    if jax.process_index():  # each process has all the images; the first writes them
+        return
     if config.out.suffix == ".npz":
         np.savez_compressed(config.out, images=images)
     else:
         save_grid(images, config.out)
     sigma = f"eta={config.eta:g}" if config.sigma == "eta" else f"sigma={config.sigma}"
+    labels = f", labels {' '.join(map(str, config.label))}, guidance {config.guidance:g}" if config.label else ""
     console.print(
         f"{config.out}: {len(images):,} images {images.shape[1:]}, S={config.steps} {config.timesteps}, {sigma}, "
-        f"seed={config.seed}, on {mesh.size} of {describe()}"
+        f"seed={config.seed}{labels}, on {mesh.size} of {describe()}"
     )
+
+
+def _check_labels(config: GenerateConfig, num_classes: int) -> None:
+    if config.label and not num_classes:
+        raise ValueError(f"--label is {config.label[0]}, but {config.run} is unconditional; leave --label out.")
+    for label in config.label:
+        if not 0 <= label < num_classes:
+            raise ValueError(f"--label is {label}; {config.run} has the classes 0 to {num_classes - 1}.")

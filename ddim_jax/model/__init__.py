@@ -1,6 +1,7 @@
-"""The network ε_θ."""
+"""The network ε_θ, and published weights for it."""
 
 from ..config import UNetConfig
-from .unet import build_unet, unet_apply
+from .pretrained import load_pretrained, save_diffusers
+from .unet import build_unet, unet_apply, unet_shapes
 
-__all__ = ["UNetConfig", "build_unet", "unet_apply"]
+__all__ = ["UNetConfig", "build_unet", "load_pretrained", "save_diffusers", "unet_apply", "unet_shapes"]

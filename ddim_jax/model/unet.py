@@ -8,8 +8,11 @@ Layers carry the names of the official checkpoints (`down.1.attn.0.q`), so that 
 This is the only file that knows the network's library: outside, a network is `apply(params, x, t)` and a nested dict.
 """
 
+import functools
+import math
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +27,13 @@ Images = Float[Array, "B H W C"]
 Maps = Float[Array, "B _ _ _"]  # inside the network, height, width and channels change
 Embedding = Float[Array, "B _"]
 
-_INIT = nnx.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+
+class Build(NamedTuple):
+    """What every layer is built from: the architecture, keys that no value is drawn from, the type it computes in."""
+
+    config: UNetConfig
+    rngs: nnx.Rngs
+    dtype: Any
 
 
 def build_unet(config: UNetConfig, seed: int) -> tuple[Callable[..., Images], Params]:
@@ -35,8 +44,9 @@ def build_unet(config: UNetConfig, seed: int) -> tuple[Callable[..., Images], Pa
         seed: integer in 0 … 2³²−1; equal seeds give equal parameters.
 
     Returns:
-        apply(params, x, t, *, dropout_key=None) → ε of x's shape, with x (B, H, W, C) in about [−1, 1] and t (B,) int32 in
-        0 … T−1; dropout acts only where a key is given. And params, a nested dict of float32 arrays.
+        apply(params, x, t, *, label=None, dropout_key=None) → ε of x's shape, with x (B, H, W, C) in about [−1, 1], t (B,) int32
+        in 0 … T−1 and label (B,) int32 in 0 … num_classes, the last meaning no label, as None does; dropout acts only where a
+        key is given. And params, a nested dict of float32 arrays.
 
     Raises:
         ValueError: an architecture that does not fit its image size.
@@ -50,19 +60,68 @@ def build_unet(config: UNetConfig, seed: int) -> tuple[Callable[..., Images], Pa
     """
     config.check()
 
-    def init(key: Key[Array, ""]) -> Params:
-        return nnx.to_pure_dict(nnx.state(UNet(config, nnx.Rngs(params=key))))
-
     # Jitted, the initial weights are one program, and under `jax.eval_shape` they are shapes that cost nothing.
-    return unet_apply(config), jax.jit(init)(purpose_key(seed, Purpose.INIT))
+    return unet_apply(config), jax.jit(partial(_initial_values, config))(purpose_key(seed, Purpose.INIT))
 
 
-def unet_apply(config: UNetConfig) -> Callable[..., Images]:
-    """The network as a function of its parameters, without making any: `build_unet`'s first result."""
-    graph, _ = nnx.split(nnx.eval_shape(lambda: UNet(config, nnx.Rngs(params=0))))
+def _initial_values(config: UNetConfig, key: Key[Array, ""]) -> Params:
+    """Kernels uniform with variance 2/(inputs + outputs), or zero where `zero_init` asks for it; scales 1, biases 0."""
+    shapes = unet_shapes(config)
+    # All numbers in one draw: a draw for every layer is a program of its own, 8 to 15 seconds of compilation in all.
+    pool = jax.random.uniform(key, (sum(leaf.size for leaf in jax.tree.leaves(shapes)),), minval=-1)
+    start = 0
 
-    def apply(params: Params, x: Images, t: Int[Array, " B"], *, dropout_key: Key[Array, ""] | None = None) -> Images:
-        return nnx.merge(graph, params)(x, t, dropout_key)
+    def value(path: Any, leaf: Any) -> Array:
+        nonlocal start
+        *_, layer, name = (entry.key for entry in path)
+        if name in ("scale", "bias"):
+            return jnp.full(leaf.shape, float(name == "scale"))
+        if config.zero_init and layer in ("conv2", "proj_out", "conv_out"):
+            return jnp.zeros(leaf.shape)
+        numbers = pool[start : (start := start + leaf.size)].reshape(leaf.shape)
+        return numbers * math.sqrt(6 / (math.prod(leaf.shape[:-2]) * sum(leaf.shape[-2:])))
+
+    return jax.tree.map_with_path(value, shapes)
+
+
+def unet_shapes(config: UNetConfig) -> Params:
+    """The parameters' shapes and types, as jax.ShapeDtypeStruct; nothing is computed."""
+    return _network(config)[1]
+
+
+@functools.lru_cache
+def _network(config: UNetConfig, dtype: str = "float32", remat: bool = False) -> tuple[Any, Params]:
+    """The structure of the network, and the shapes of its parameters."""
+    build = nnx.eval_shape(lambda: UNet(Build(config, nnx.Rngs(params=0), jnp.dtype(dtype)), remat))
+    graph, state = nnx.split(build)
+    return graph, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), nnx.to_pure_dict(state))
+
+
+def unet_apply(config: UNetConfig, dtype: str = "float32", remat: bool = False) -> Callable[..., Images]:
+    """The network as a function of its parameters, without making any: `build_unet`'s first result.
+
+    Args:
+        config: the architecture.
+        dtype: type of activations and products, "float32" or "bfloat16"; the statistics of the normalisations, the softmax,
+            the last convolution and the output are float32 in any case, and so are the parameters and their gradients.
+        remat: in a backward pass, recompute what happens inside a block instead of keeping it.
+
+    Returns:
+        apply(params, x, t, *, label=None, dropout_key=None), as of `build_unet`.
+    """
+    graph, _ = _network(config, dtype, remat)
+
+    def apply(
+        params: Params,
+        x: Images,
+        t: Int[Array, " B"],
+        *,
+        label: Int[Array, " B"] | None = None,
+        dropout_key: Key[Array, ""] | None = None,
+    ) -> Images:
+        if label is not None and not config.num_classes:
+            raise ValueError("a label was given to a network without classes; train one with --model.num-classes.")
+        return nnx.merge(graph, params)(x, t, label, dropout_key)
 
     return apply
 
@@ -70,52 +129,60 @@ def unet_apply(config: UNetConfig) -> Callable[..., Images]:
 class UNet(nnx.Module):
     """ε_θ(x_t, t) for images of one size."""
 
-    def __init__(self, config: UNetConfig, rngs: nnx.Rngs):
+    def __init__(self, build: Build, remat: bool = False):
+        config = build.config
         widths = [config.channels * multiplier for multiplier in config.multipliers]
         sizes = [config.image_size >> level for level in range(len(widths))]
         attends = [size in config.attention_resolutions for size in sizes]
         self.frequencies = config.channels // 2
-        self.temb = TimeEmbedding(config.channels, rngs)
-        self.conv_in = _conv(config.image_channels, config.channels, 3, rngs)
+        self.temb = TimeEmbedding(config.channels, build)
+        # One row a class, and one for no class, which label dropout trains and guidance needs.
+        self.classes = nnx.Embed(config.num_classes + 1, 4 * config.channels, rngs=build.rngs) if config.num_classes else None
+        self.conv_in = _conv(config.image_channels, config.channels, 3, build)
+        self.block = nnx.remat(_block, static_argnums=(1,)) if remat else _block
 
         skips, width = [config.channels], config.channels
         down = []
         for level, out in enumerate(widths):
             inputs = [width] + [out] * (config.blocks - 1)
             last = level == len(widths) - 1
-            down.append(Level(config, inputs, out, attends[level], None if last else Downsample(out, rngs), rngs))
+            down.append(Level(inputs, out, attends[level], None if last else Downsample(out, build), build))
             skips += [out] * (config.blocks + (not last))
             width = out
 
         self.down = nnx.List(down)
-        self.mid = Middle(config, width, rngs)
+        self.mid = Middle(width, build)
 
         up = []
         for level, out in reversed(list(enumerate(widths))):
             inputs = [w + skips.pop() for w in [width] + [out] * config.blocks]
-            up.append(Level(config, inputs, out, attends[level], Upsample(out, rngs) if level else None, rngs))
+            up.append(Level(inputs, out, attends[level], Upsample(out, build) if level else None, build))
             width = out
         self.up = nnx.List(up[::-1])  # index = resolution level, as in the official names
 
-        self.norm_out = _norm(width, config, rngs)
-        self.conv_out = _conv(width, config.image_channels, 3, rngs, zero=config.zero_init)
+        self.norm_out = _norm(width, build)
+        self.conv_out = _conv(width, config.image_channels, 3, build._replace(dtype=jnp.dtype("float32")))
 
-    def __call__(self, x: Images, t: Int[Array, " B"], dropout_key: Key[Array, ""] | None) -> Images:
+    def __call__(
+        self, x: Images, t: Int[Array, " B"], label: Int[Array, " B"] | None, dropout_key: Key[Array, ""] | None
+    ) -> Images:
         rngs = None if dropout_key is None else nnx.Rngs(dropout=dropout_key)
         embedding = self.temb(sinusoidal_embedding(t, self.frequencies))
+        if self.classes is not None:
+            embedding = embedding + self.classes(jnp.full_like(t, self.classes.num_embeddings - 1) if label is None else label)
         h = self.conv_in(x)
         skips = [h]
         for level in self.down:
-            for j, block in enumerate(level.block):
-                h = level.attend(j, block(h, embedding, rngs))
+            for j in range(len(level.block)):
+                h = self.block(level, j, h, embedding, rngs)
                 skips.append(h)
             if level.downsample is not None:
                 h = level.downsample(h)
                 skips.append(h)
         h = self.mid(h, embedding, rngs)
         for level in reversed(self.up):
-            for j, block in enumerate(level.block):
-                h = level.attend(j, block(jnp.concatenate([h, skips.pop()], axis=-1), embedding, rngs))
+            for j in range(len(level.block)):
+                h = self.block(level, j, jnp.concatenate([h, skips.pop()], axis=-1), embedding, rngs)
             if level.upsample is not None:
                 h = level.upsample(h)
         return self.conv_out(nnx.silu(self.norm_out(h)))
@@ -124,8 +191,8 @@ class UNet(nnx.Module):
 class TimeEmbedding(nnx.Module):
     """Two dense layers over the sinusoids of t, to 4·channels."""
 
-    def __init__(self, channels: int, rngs: nnx.Rngs):
-        self.dense = nnx.List([_dense(channels, 4 * channels, rngs), _dense(4 * channels, 4 * channels, rngs)])
+    def __init__(self, channels: int, build: Build):
+        self.dense = nnx.List([_dense(channels, 4 * channels, build), _dense(4 * channels, 4 * channels, build)])
 
     def __call__(self, sinusoids: Embedding) -> Embedding:
         return self.dense[1](nnx.silu(self.dense[0](sinusoids)))
@@ -134,23 +201,26 @@ class TimeEmbedding(nnx.Module):
 class Level(nnx.Module):
     """The residual blocks of one resolution, attention after each, and the change of resolution that follows."""
 
-    def __init__(self, config: UNetConfig, inputs: list[int], out: int, attends: bool, resample: Any, rngs: nnx.Rngs):
-        self.block = nnx.List([ResidualBlock(config, width, out, rngs) for width in inputs])
-        self.attn = nnx.List([Attention(config, out, rngs) for _ in inputs] if attends else [])
+    def __init__(self, inputs: list[int], out: int, attends: bool, resample: Any, build: Build):
+        self.block = nnx.List([ResidualBlock(width, out, build) for width in inputs])
+        self.attn = nnx.List([Attention(out, build) for _ in inputs] if attends else [])
         self.downsample = resample if isinstance(resample, Downsample) else None
         self.upsample = resample if isinstance(resample, Upsample) else None
 
-    def attend(self, j: int, h: Maps) -> Maps:
-        return self.attn[j](h) if self.attn else h
+
+def _block(level: Level, j: int, h: Maps, embedding: Embedding, rngs: nnx.Rngs | None) -> Maps:
+    """Block j of a level and its attention: the unit of rematerialisation."""
+    h = level.block[j](h, embedding, rngs)
+    return level.attn[j](h) if level.attn else h
 
 
 class Middle(nnx.Module):
     """Block, attention, block at the lowest resolution."""
 
-    def __init__(self, config: UNetConfig, width: int, rngs: nnx.Rngs):
-        self.block_1 = ResidualBlock(config, width, width, rngs)
-        self.attn_1 = Attention(config, width, rngs)
-        self.block_2 = ResidualBlock(config, width, width, rngs)
+    def __init__(self, width: int, build: Build):
+        self.block_1 = ResidualBlock(width, width, build)
+        self.attn_1 = Attention(width, build)
+        self.block_2 = ResidualBlock(width, width, build)
 
     def __call__(self, h: Maps, embedding: Embedding, rngs: nnx.Rngs | None) -> Maps:
         return self.block_2(self.attn_1(self.block_1(h, embedding, rngs)), embedding, rngs)
@@ -159,14 +229,14 @@ class Middle(nnx.Module):
 class ResidualBlock(nnx.Module):
     """h + conv(dropout(silu(norm(conv(silu(norm h)) + dense(silu(embedding))))))."""
 
-    def __init__(self, config: UNetConfig, inputs: int, out: int, rngs: nnx.Rngs):
-        self.norm1 = _norm(inputs, config, rngs)
-        self.conv1 = _conv(inputs, out, 3, rngs)
-        self.temb_proj = _dense(4 * config.channels, out, rngs)
-        self.norm2 = _norm(out, config, rngs)
-        self.dropout = nnx.Dropout(config.dropout)
-        self.conv2 = _conv(out, out, 3, rngs, zero=config.zero_init)
-        self.nin_shortcut = _conv(inputs, out, 1, rngs) if inputs != out else None
+    def __init__(self, inputs: int, out: int, build: Build):
+        self.norm1 = _norm(inputs, build)
+        self.conv1 = _conv(inputs, out, 3, build)
+        self.temb_proj = _dense(4 * build.config.channels, out, build)
+        self.norm2 = _norm(out, build)
+        self.dropout = nnx.Dropout(build.config.dropout)
+        self.conv2 = _conv(out, out, 3, build)
+        self.nin_shortcut = _conv(inputs, out, 1, build) if inputs != out else None
 
     def __call__(self, x: Maps, embedding: Embedding, rngs: nnx.Rngs | None) -> Maps:
         h = self.conv1(nnx.silu(self.norm1(x)))
@@ -178,10 +248,10 @@ class ResidualBlock(nnx.Module):
 class Attention(nnx.Module):
     """x + proj(softmax(q kᵀ/√C) v) over all positions, one head."""
 
-    def __init__(self, config: UNetConfig, width: int, rngs: nnx.Rngs):
-        self.norm = _norm(width, config, rngs)
-        self.q, self.k, self.v = (_dense(width, width, rngs) for _ in range(3))
-        self.proj_out = _dense(width, width, rngs, zero=config.zero_init)
+    def __init__(self, width: int, build: Build):
+        self.norm = _norm(width, build)
+        self.q, self.k, self.v = (_dense(width, width, build) for _ in range(3))
+        self.proj_out = _dense(width, width, build)
 
     def __call__(self, x: Maps) -> Maps:
         batch, height, width, channels = x.shape
@@ -193,8 +263,8 @@ class Attention(nnx.Module):
 class Downsample(nnx.Module):
     """Halve the resolution: a stride-2 convolution, padded on the right and below as the official one."""
 
-    def __init__(self, width: int, rngs: nnx.Rngs):
-        self.conv = _conv(width, width, 3, rngs, strides=2, padding=[(0, 1), (0, 1)])
+    def __init__(self, width: int, build: Build):
+        self.conv = _conv(width, width, 3, build, strides=2, padding=[(0, 1), (0, 1)])
 
     def __call__(self, x: Maps) -> Maps:
         return self.conv(x)
@@ -203,8 +273,8 @@ class Downsample(nnx.Module):
 class Upsample(nnx.Module):
     """Double the resolution: repeat each pixel, then a convolution."""
 
-    def __init__(self, width: int, rngs: nnx.Rngs):
-        self.conv = _conv(width, width, 3, rngs)
+    def __init__(self, width: int, build: Build):
+        self.conv = _conv(width, width, 3, build)
 
     def __call__(self, x: Maps) -> Maps:
         return self.conv(x.repeat(2, axis=1).repeat(2, axis=2))
@@ -232,14 +302,14 @@ def sinusoidal_embedding(t: Int[Array, " B"], frequencies: int) -> Float[Array, 
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1)
 
 
-def _norm(width: int, config: UNetConfig, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    return nnx.GroupNorm(width, config.groups, epsilon=1e-6, use_fast_variance=False, rngs=rngs)
+def _norm(width: int, build: Build) -> nnx.GroupNorm:
+    # Without a dtype it computes in that of its parameters, float32; the layer that follows casts.
+    return nnx.GroupNorm(width, build.config.groups, epsilon=1e-6, use_fast_variance=False, rngs=build.rngs)
 
 
-def _dense(inputs: int, out: int, rngs: nnx.Rngs, *, zero: bool = False) -> nnx.Linear:
-    return nnx.Linear(inputs, out, kernel_init=nnx.initializers.zeros if zero else _INIT, rngs=rngs)
+def _dense(inputs: int, out: int, build: Build) -> nnx.Linear:
+    return nnx.Linear(inputs, out, dtype=build.dtype, rngs=build.rngs)
 
 
-def _conv(inputs: int, out: int, size: int, rngs: nnx.Rngs, *, zero: bool = False, **options: Any) -> nnx.Conv:
-    kernel_init = nnx.initializers.zeros if zero else _INIT
-    return nnx.Conv(inputs, out, (size, size), kernel_init=kernel_init, rngs=rngs, **options)
+def _conv(inputs: int, out: int, size: int, build: Build, **options: Any) -> nnx.Conv:
+    return nnx.Conv(inputs, out, (size, size), dtype=build.dtype, rngs=build.rngs, **options)

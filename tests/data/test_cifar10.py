@@ -35,6 +35,9 @@ def test_prepares_a_pre_placed_archive_without_tensorflow(prepared):
         images = dataset.read(np.arange(dataset.size))
         assert images.dtype == np.uint8
         assert rows(images) == rows(splits[split][1])
+        labels = {image.tobytes(): label for label, image in zip(*splits[split], strict=True)}
+        np.testing.assert_array_equal(dataset.label(np.arange(dataset.size)), [labels[image.tobytes()] for image in images])
+        assert dataset.classes[:2] == ("airplane", "automobile")
     assert train.flippable
     assert "tensorflow" not in sys.modules
 
@@ -59,6 +62,10 @@ def test_any_prepared_data_set_by_name_resized(prepared):
     config, splits, _ = prepared
     named = DataConfig("tfds:cifar10", data_dir=config.data_dir)
     assert rows(load_dataset(named, SHAPE).read(np.arange(60))) == rows(splits["train"][1])
+    labels = {image.tobytes(): label for label, image in zip(*splits["train"], strict=True)}
+    dataset = load_dataset(named, SHAPE)
+    images, found = dataset.read(np.arange(60)), dataset.label(np.arange(60))
+    assert [labels[image.tobytes()] for image in images] == found.tolist()
     small = load_dataset(named, (16, 16, 1))
     assert small.read(np.array([5, 0, 5])).shape == (3, 16, 16, 1)
     np.testing.assert_array_equal(small.read(np.array([5, 0, 5]))[[0]], small.read(np.array([5])))

@@ -16,6 +16,8 @@ def test_embedded_sources(source, shape, sizes):
         assert images.dtype == np.uint8
         assert images.min() == 0
         assert images.max() == 255
+        labels = dataset.label(np.arange(size))
+        assert set(labels) == set(range(len(dataset.classes)))
     with pytest.raises(ValueError, match=rf"{source} has images of shape .* use --model.image-size {shape[0]}"):
         load_dataset(DataConfig(source), (16, 16, 3))
 
@@ -48,6 +50,17 @@ def test_a_folder_is_resized_and_cropped(folder):
     np.testing.assert_array_equal(images[1], np.broadcast_to([255, 0, 0], (8, 8, 3)))
     np.testing.assert_allclose(images[2], 128, atol=2)
     assert load_dataset(DataConfig(f"folder:{folder}"), (8, 8, 1)).read(np.array([0])).shape == (1, 8, 8, 1)
+
+
+def test_the_classes_of_a_folder_are_its_directories(folder):
+    assert load_dataset(DataConfig(f"folder:{folder}"), (8, 8, 3)).classes == ()  # two images lie beside the directory
+    for name in ("a.PNG", "b.png"):
+        (folder / "more").mkdir(exist_ok=True)
+        (folder / name).rename(folder / "more" / name)
+    dataset = load_dataset(DataConfig(f"folder:{folder}"), (8, 8, 3))
+    assert dataset.classes == ("more", "sub")
+    labels = dataset.label(np.arange(3))
+    np.testing.assert_allclose(dataset.read(np.flatnonzero(labels == 1)), 128, atol=2)
 
 
 def test_a_broken_image_is_named(folder):

@@ -12,7 +12,7 @@ def numbered(size=10):
 
 def stream(count, **arguments):
     steps = itertools.islice(batches(numbered(), 4, **arguments), count)
-    return [((x_0 + 1) * 127.5).round().astype(int).ravel() for x_0 in steps]
+    return [((batch.x_0 + 1) * 127.5).round().astype(int).ravel() for batch in steps]
 
 
 def test_every_epoch_has_every_image_once_in_another_order():
@@ -30,6 +30,19 @@ def test_the_step_is_the_whole_state():
 
 
 def test_values_and_type():
-    batch = next(batches(numbered(256), 256, seed=0))
+    batch = next(batches(numbered(256), 256, seed=0)).x_0
     assert batch.dtype == np.float32
     assert (batch.min(), batch.max()) == (-1, 1)
+
+
+def test_each_process_reads_its_rows_of_the_same_batch():
+    whole = stream(5, seed=1)
+    parts = [stream(5, seed=1, rows=slice(2 * k, 2 * k + 2)) for k in range(2)]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
+
+
+def test_labels_travel_with_their_images():
+    dataset = numbered()._replace(classes=("a", "b"), label=lambda indices: np.asarray(indices, np.int32) % 2)
+    for x_0, label in itertools.islice(batches(dataset, 4, seed=0), 5):
+        np.testing.assert_array_equal(((x_0 + 1) * 127.5).round().ravel() % 2, label)
+    assert next(batches(numbered(), 4, seed=0)).label is None

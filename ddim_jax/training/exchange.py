@@ -1,0 +1,78 @@
+"""Runs out of published weights, and published weights out of runs: `train.py import` and `train.py export`."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import tyro
+from rich.console import Console
+
+from ..config import UNetConfig, presets, save_config
+from ..model.diffusers import schedule_of_diffusers
+from ..model.pretrained import load_pretrained, save_diffusers
+from .checkpoint import checkpoints, latest_step, load_run, save_checkpoint
+from .state import initial_state, make_optimizer
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """Make a run directory of weights that others trained: sample from it, or train it on."""
+
+    weights: tyro.conf.Positional[Path]
+    """An official checkpoint (.ckpt, .pt, .pth, .safetensors), or a diffusers UNet2DModel folder."""
+    run: tyro.conf.Positional[Path]
+    """The run directory to make."""
+    image_size: int = UNetConfig.image_size
+    """Height and width of the images; an official checkpoint does not tell (a diffusers folder does)."""
+    groups: int = UNetConfig.groups
+    """Groups of GroupNorm; an official checkpoint does not tell (a diffusers folder does)."""
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Write the averaged (EMA) weights of a run as a folder for diffusers: UNet2DModel and DDIMScheduler load from it."""
+
+    run: tyro.conf.Positional[Path]
+    """The run directory."""
+    folder: tyro.conf.Positional[Path]
+    """The folder to write."""
+    checkpoint: str = "latest"
+    """latest, best (the lowest validation loss of those kept), or a step number."""
+
+
+def import_run(config: ImportConfig, console: Console) -> None:
+    """Save the weights as step 0 of a new run with the paper's settings of training.
+
+    Raises:
+        ValueError: weights that cannot be read, or a run directory that has checkpoints.
+    """
+    if latest_step(config.run) is not None:
+        raise ValueError(f"{config.run} holds a checkpoint already; choose another directory.")
+    model, params = load_pretrained(config.weights, image_size=config.image_size, groups=config.groups)
+    run = replace(presets()["cifar10"], out=str(config.run), model=model, diffusion=schedule_of_diffusers(config.weights))
+    run.check()
+    _write(config.run, lambda: config.run.mkdir(parents=True, exist_ok=True))
+    with checkpoints(config.run, keep=1) as manager:
+        save_checkpoint(manager, initial_state(params, make_optimizer(run.train)), run)
+    save_config(run, config.run / "config.json")
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    console.print(f"{config.run}: {count:,} parameters for images {model.image_shape()}, from {config.weights}")
+
+
+def export_run(config: ExportConfig, console: Console) -> None:
+    """Write a run's weights and noising process for diffusers.
+
+    Raises:
+        ValueError: a run without a readable checkpoint, or a folder that cannot be written.
+    """
+    run, params = load_run(config.run, config.checkpoint)
+    _write(config.folder, lambda: save_diffusers(config.folder, run.model, params, run.diffusion))
+    console.print(f'{config.folder}: UNet2DModel.from_pretrained("{config.folder}") loads it')
+
+
+def _write(path: Path, action: Any) -> None:
+    try:
+        action()
+    except OSError as error:
+        raise ValueError(f"{error.filename or path} cannot be written ({error.strerror}); choose another place.") from error

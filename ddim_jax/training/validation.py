@@ -1,0 +1,60 @@
+"""The loss on held-out images, by which a checkpoint is judged."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ..config import Config
+from ..data import Dataset, load_dataset
+from ..devices import batch_sharding, process_rows, to_global
+from ..diffusion.randomness import Purpose, purpose_key
+from ..images import to_unit_range
+from .loss import draw_examples, prediction_loss
+
+
+def make_validation(
+    config: Config, apply: Callable[..., Any], alpha_bar: np.ndarray, weights: np.ndarray, train: Dataset, mesh: Mesh
+) -> Callable[[Any], float]:
+    """validate(params) → the training loss, without dropout, of images that training does not see, always with the same noise.
+
+    Args:
+        config: its train.validate_images says how many images of the test split; where the data set has none, of `train`.
+        apply: the network.
+        alpha_bar: ᾱ_0 … ᾱ_T, shape (T+1,).
+        weights: of the loss, from `loss_weights`.
+        train: the training images.
+        mesh: devices, all of those of the training step.
+
+    Returns:
+        validate; compiled at its first call.
+    """
+    held_out, size = _held_out(config, train), config.train.batch_size // config.train.accumulate
+    count = min(config.train.validate_images, held_out.size)
+    rows, split = process_rows(size), batch_sharding(mesh)
+
+    @jax.jit
+    def loss(params: Any, x_0: Any, label: Any, batch: Any) -> jax.Array:
+        key = jax.random.fold_in(purpose_key(config.seed, Purpose.VALIDATION), batch)
+        examples = draw_examples(x_0, alpha_bar, key, kind=config.diffusion.prediction, weights=weights, label=label)
+        return prediction_loss(apply, params, examples)
+
+    def validate(params: Any) -> float:
+        found = []
+        for i in range(-(-count // size)):
+            indices = np.arange(i * size, (i + 1) * size)[rows] % count  # the last batch is filled up from the first images
+            x_0 = to_unit_range(held_out.read(indices))
+            label = held_out.label(indices) if config.model.num_classes and held_out.label else None
+            found.append(loss(params, *to_global((x_0, label), split), np.uint32(i)))
+        return float(np.mean(jax.device_get(found)))
+
+    return validate
+
+
+def _held_out(config: Config, train: Dataset) -> Dataset:
+    try:
+        return load_dataset(config.data, train.shape, "test")
+    except ValueError:  # a folder, or a tensorflow-datasets source without a test split
+        return train
