@@ -1,4 +1,4 @@
-"""Draw from a trained model: `python sample.py generate RUN [--flags]`."""
+"""Draw from a trained model, or measure it: `python sample.py COMMAND RUN [--flags]`."""
 
 import sys
 from typing import Any
@@ -12,11 +12,19 @@ def main() -> None:
     import tyro
     from rich.console import Console
 
-    from ddim_jax.evaluation import GenerateConfig, generate_images
+    from ddim_jax import evaluation
 
-    commands: dict[str, Any] = {"generate": GenerateConfig}
-    config = tyro.extras.subcommand_cli_from_dict(commands, prog="sample.py", description=__doc__)
-    generate_images(config, Console(soft_wrap=True, highlight=False))
+    commands: dict[str, tuple[Any, Any]] = {
+        "generate": (evaluation.GenerateConfig, evaluation.generate_images),
+        "ablate": (evaluation.AblateConfig, evaluation.ablate),
+        "classifier": (evaluation.ClassifierConfig, evaluation.train_classifier),
+        "reconstruct": (evaluation.ReconstructConfig, evaluation.reconstruct),
+        "interpolate": (evaluation.InterpolateConfig, evaluation.interpolate),
+        "trajectory": (evaluation.TrajectoryConfig, evaluation.trajectory),
+    }
+    configs = {name: config for name, (config, _) in commands.items()}
+    config = tyro.extras.subcommand_cli_from_dict(configs, prog="sample.py", description=__doc__)
+    dict(commands.values())[type(config)](config, Console(soft_wrap=True, highlight=False))
 
 
 if __name__ == "__main__":

@@ -205,6 +205,65 @@ def test_a_finished_run_is_not_trained_again_but_may_be_extended(tmp_path, comma
     assert (status, "already at step 5; --train.steps is 3" in err) == (1, True)
 
 
+@pytest.mark.slow
+def test_a_second_start_compiles_nothing(tmp_path, command):
+    """Every program of a run is in the persistent cache, small ones included."""
+    events = []
+
+    def count(event, **_):
+        events.append(event)
+
+    jax.monitoring.register_event_listener(count)
+    try:
+        for name in ("one", "two"):
+            jax.clear_caches()
+            events.clear()
+            save_config(tiny_config(presets()["digits"], tmp_path / name, evaluate_images=16), tmp_path / "config.json")
+            assert command("train", tmp_path / "config.json")[0] == 0
+    finally:
+        jax.monitoring.unregister_event_listener(count)
+    asked, found = (events.count(f"/jax/compilation_cache/{what}") for what in ("compile_requests_use_cache", "cache_hits"))
+    assert asked == found > 5
+
+
+# ---- weights in and out
+
+
+@pytest.mark.slow
+def test_a_run_exported_and_imported_draws_the_same_and_trains_on(noisy_run, command, tmp_path):
+    folder, run = tmp_path / "folder", tmp_path / "run"
+    status, out, err = command("train", "export", noisy_run, folder)
+    assert (status, err) == (0, "")
+    assert f'UNet2DModel.from_pretrained("{folder}")' in out
+    status, out, err = command("train", "import", folder, run)
+    assert (status, err) == (0, "")
+    assert re.search(r"[\d,]+ parameters for images \(8, 8, 1\), from ", out)
+    jax.tree.map(np.testing.assert_array_equal, load_run(run)[1], load_run(noisy_run)[1])
+    one, two = (draw(command, directory, tmp_path, "--num-images", 4, "--batch-size", 4)[0] for directory in (noisy_run, run))
+    np.testing.assert_array_equal(one, two)
+
+    before = tree(run)
+    status, _, err = command("train", "import", folder, run)
+    assert (status, "holds a checkpoint already" in err, tree(run) == before) == (1, True, True)
+    flags = [
+        "--train.steps",
+        "1",
+        "--train.batch-size",
+        "8",
+        "--train.sample-images",
+        "4",
+        "--train.sample-steps",
+        "2",
+        "--train.validate-images",
+        "0",
+    ]
+    status, _, err = command("train", run / "config.json", "--model.dropout", "0.5", *flags)
+    assert (status, "--model.dropout was" in err) == (1, True)
+    status, out, err = command("train", run / "config.json", "--data.source", "digits", *flags)
+    assert (status, err, "goes on from step 0" in out) == (0, "", True)
+    assert latest_step(run) == 1
+
+
 # ---- sample.py
 
 
@@ -287,6 +346,17 @@ TRAIN = [
     ),
     (["--train.sample-steps", "2000"], "--train.sample-steps is 2000"),
     (["--seed", "-3"], "--seed is -3"),
+    (["--train.batch-size", "12", "--train.accumulate", "5"], "--train.accumulate is 5; it must be a divisor of"),
+    (["--diffusion.zero-terminal-snr"], "--diffusion.prediction is epsilon; it must be v or x0"),
+    (
+        ["--model.num-classes", "7"],
+        "--model.num-classes is 7, and digits has 10 classes; use 10, or 0 for an unconditional model",
+    ),
+    (["--mesh.fsdp", "16"], "--mesh.fsdp 16 needs more devices than the 8 × cpu"),
+    (["import", "{tmp}/broken/x.png", "{tmp}/run"], "x.png is no PyTorch checkpoint of tensors"),
+    (["import", "{tmp}/empty", "{tmp}/run"], "config.json cannot be read as JSON"),
+    (["export", "{tmp}/empty", "{tmp}/folder"], "holds no checkpoint"),
+    (["export", "{run}", "{tmp}/broken/x.png"], "x.png cannot be written (File exists); choose another place"),
     (["--out", "{tmp}/broken/x.png/run"], "x.png/run cannot be written (Not a directory); choose another place"),
 ]
 SAMPLE = [
@@ -300,6 +370,9 @@ SAMPLE = [
     (["{run}", "--out", "{tmp}/x.jpg"], "x.jpg; its name must end in .png (a grid) or .npz"),
     (["{run}", "--out", "{tmp}/broken/x.png/y.png"], "cannot be made"),
     (["{run}", "--sigma", "ddpm", "--eta", "0.5"], "--eta is 0.5, which --sigma ddpm does not use"),
+    (["{run}", "--label", "3"], "--label is 3, but {run} is unconditional; leave --label out"),
+    (["{run}", "--guidance", "3"], "--guidance is 3 without --label"),
+    (["{run}", "--checkpoint", "2000"], "the checkpoint asked for is 2000; {run} has latest, best and"),
     (["{tmp}/empty"], "the run directory {tmp}/empty holds no checkpoint"),
     (["{tmp}/nowhere"], "the run directory {tmp}/nowhere does not exist"),
 ]
@@ -315,7 +388,7 @@ def test_a_mistake_is_one_sentence(name, arguments, sentence, tmp_path, command,
     fill = {"tmp": tmp_path, "run": tiny_run}
     arguments = [argument.format(**fill) for argument in arguments]
     arguments = ["generate", *arguments] if name == "sample" else arguments
-    if name == "train" and "--out" not in arguments:
+    if name == "train" and "--out" not in arguments and arguments[0] not in ("import", "export"):
         arguments += ["--out", tmp_path / "run"]
     before = tree(tmp_path), tree(tiny_run)
     status, out, err = command(name, *arguments)
@@ -383,6 +456,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_good_checkpoint(t
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_run(tmp_path / "run")[1]))
 
 
+def test_an_exploded_loss_stops_the_run(tmp_path, command):
+    save_config(tiny_config(presets()["digits"], tmp_path / "run", max_loss=1e-3), tmp_path / "config.json")
+    status, _, err = command("train", tmp_path / "config.json")
+    assert status == 1
+    assert re.search(
+        r"^error: the loss is [\d.]+ at step 1, above --train.max-loss \(0.001\); no checkpoint was saved before it", err
+    )
+
+
 def test_a_bug_of_ours_keeps_its_traceback(monkeypatch):
     from ddim_jax.cli import run
 
@@ -390,3 +472,5 @@ def test_a_bug_of_ours_keeps_its_traceback(monkeypatch):
         run(lambda: int("x"))  # a library's ValueError is no message for a user
     with pytest.raises(ZeroDivisionError):
         run(lambda: 1 / 0)
+    with pytest.raises(ValueError, match="nope"):
+        run(lambda: jax.random.key(0, impl="nope"))  # nor is one of JAX's

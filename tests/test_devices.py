@@ -77,3 +77,32 @@ def test_half_an_address_is_refused(monkeypatch, environment):
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=r"the environment has .*set JAX_COORDINATOR_ADDRESS to host:port"):
         devices.setup()
+
+
+@pytest.mark.parametrize(
+    ("environment", "arguments"),
+    [({"SLURM_STEP_NUM_TASKS": "16"}, [()]), ({"SLURM_STEP_NUM_TASKS": "1"}, []), ({}, []),
+     ({"JAX_COORDINATOR_ADDRESS": "node:1234", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}, [("node:1234", 2, 1)])],
+)  # fmt: skip
+def test_processes_join_where_there_are_several(monkeypatch, environment, arguments):
+    for name in ("SLURM_STEP_NUM_TASKS", "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *given: calls.append(given))
+    devices.setup()
+    assert calls == arguments
+
+
+def test_on_a_tpu_host_without_a_pod_one_process_goes_on(monkeypatch):
+    def initialize():
+        raise ValueError(message)
+
+    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: name == "libtpu")
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    message = "coordinator_address should be defined."
+    devices.setup()
+    message = "something else"
+    with pytest.raises(ValueError, match="something else"):
+        devices.setup()

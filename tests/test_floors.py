@@ -12,7 +12,7 @@ import ddim_jax
 
 PACKAGE = Path(__file__).parent.parent / "ddim_jax"
 FLOORS = {"diffusion": 1, "cli": 2, "config": 2, "devices": 2, "generation": 2, "images": 2, "metrics": 2, "data": 2, "model": 2,
-          "training": 3, "evaluation": 4}  # fmt: skip
+          "training": 3, "evaluation": 4, "bench": 5}  # fmt: skip
 OWNERS = {"flax": "ddim_jax.model.unet", "orbax": "ddim_jax.training.checkpoint"}
 
 

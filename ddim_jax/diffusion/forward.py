@@ -158,7 +158,7 @@ def x_0_weights(alpha_bar_t: Numbers, alpha_bar_s: Numbers, sigma: Numbers) -> F
     Returns:
         The weight ≥ 0 per summed square, infinite where σ = 0 (a deterministic step has no finite KL).
 
-    >>> round(float(x_0_weights(0.0, 0.8, 0.2)), 6)
+    >>> round(float(x_0_weights(0.0, 0.8, 0.2)), 4)
     10.0
 
     Source: arXiv:2010.02502, theorem 1 and appendix B.

@@ -11,7 +11,8 @@ Nothing here is jitted: jit `lambda params, x_T, table, keys: sample(denoiser(ap
 and every η, σ and τ of one length is another argument to it.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -109,20 +110,24 @@ def sample(denoise: Denoiser, x_T: Images, table: StepTable, keys: Keys) -> Floa
     return jax.lax.scan(lambda x_t, row: (_step(denoise, x_t, row, keys)[0], None), jnp.asarray(x_T), table)[0]
 
 
-def sample_path(denoise: Denoiser, x_T: Images, table: StepTable, keys: Keys) -> tuple[Float[Array, "B *dims"], Path]:
+def sample_path(
+    denoise: Denoiser, x_T: Images, table: StepTable, keys: Keys, observe: Callable[[Any, Any], Any] = Path
+) -> tuple[Float[Array, "B *dims"], Any]:
     """`sample`, and what it saw on the way.
 
-    Equation: path.x[i] = x_t and path.x_0[i] = x̂_0(x_t, t) of row i, so path.x[0] is x_T. Memory: 2 S batches.
+    Equation: path.x[i] = x_t and path.x_0[i] = x̂_0(x_t, t) of row i, so path.x[0] is x_T. Memory: 2 S batches, or S times
+    what `observe` keeps.
 
     Args:
         denoise: a Denoiser.
         x_T: noise to start from (B, H, W, C).
         table: the steps, leaves (S,).
         keys: one key an image (B,).
+        observe: what to keep of a step, a function (x_t, x̂_0) → pytree of arrays; Path keeps all.
 
     Returns:
-        x_0 (B, H, W, C), the result of `sample`, and Path(x, x_0), leaves (S, B, H, W, C). An inactive row repeats x and
-        has x̂_0 = x.
+        x_0 (B, H, W, C), the result of `sample`, and Path(x, x_0), leaves (S, B, H, W, C), or what `observe` gave, with S in
+        front. An inactive row repeats x and has x̂_0 = x.
 
     Raises:
         ValueError: as `sample`.
@@ -139,7 +144,7 @@ def sample_path(denoise: Denoiser, x_T: Images, table: StepTable, keys: Keys) ->
 
     def step(x_t, row):
         x_s, x_hat_0 = _step(denoise, x_t, row, keys)
-        return x_s, Path(x_t, x_hat_0)
+        return x_s, observe(x_t, x_hat_0)
 
     return jax.lax.scan(step, jnp.asarray(x_T), table)
 

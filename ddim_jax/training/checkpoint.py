@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,10 @@ def save_checkpoint(
              "train": ocp.args.StandardSave(saved._replace(ema=None))}  # fmt: skip
     metrics = None if validation_loss is None else {_METRIC: validation_loss}
     with _writing(manager, int(state.step)):
+        # Asked before, since Orbax meets a full disk with hundreds of lines of tracebacks.
+        size, free = sum(leaf.nbytes for leaf in jax.tree.leaves(state)), shutil.disk_usage(manager.directory).free
+        if size > free:
+            raise OSError(f"it takes {size / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free")
         manager.save(int(state.step), args=ocp.args.Composite(**items), metrics=metrics)
 
 
@@ -94,7 +99,7 @@ def _writing(manager: ocp.CheckpointManager, step: int | None) -> Iterator[None]
     except Exception as error:  # as with reading: whatever a layer below raised
         folder = Path(manager.directory)
         good = latest_step(folder.parent)
-        kept = "none was saved before it" if good is None else f"that of step {good} is whole"
+        kept = "none was saved before" if good is None else f"that of step {good} is whole"
         reason = str(error).splitlines()[0][:200]
         raise ValueError(f"the checkpoint of step {step} cannot be written to {folder} ({reason}); {kept}.") from error
 

@@ -120,7 +120,7 @@ def prepare_state(config: Config, mesh: Mesh, out: Path, saved: int | None) -> t
     return restore_state(out, saved, template), shardings
 
 
-def prepare_step(config: Config, alpha_bar: np.ndarray, weights: np.ndarray, shardings: Any, *, flip: bool) -> Step:
+def prepare_step(config: Config, alpha_bar: np.ndarray, weights: np.ndarray | None, shardings: Any, *, flip: bool) -> Step:
     """The train step of a configuration."""
     settings = config.train
     return make_train_step(

@@ -157,3 +157,33 @@ def test_unet_apply_makes_no_parameters(network):
     _, params = network
     x, t = jnp.ones((3, 8, 8, 1)), jnp.array([1, 2, 3])
     np.testing.assert_allclose(jax.jit(unet_apply(SMALL))(params, x, t), network[0](params, x, t), atol=1e-5)
+
+
+def test_labels(network):
+    """A class has a row of a table, and none has the last row."""
+    config = replace(SMALL, multipliers=(1,), attention_resolutions=(), num_classes=3, zero_init=False, dropout=0.0)
+    apply, params = build_unet(config, 0)
+    plain = jax.eval_shape(lambda: build_unet(replace(config, num_classes=0), 0)[1])
+    assert count(params) == count(plain) + 4 * 4 * config.channels
+    x, t = jnp.broadcast_to(jax.random.normal(jax.random.key(0), (1, 8, 8, 1)), (4, 8, 8, 1)), jnp.full(4, 500)
+    each = jax.jit(apply)(params, x, t, label=jnp.arange(4))
+    assert all(np.abs(each[i] - each[j]).max() > 1e-4 for i in range(4) for j in range(i))
+    np.testing.assert_allclose(apply(params, x, t)[0], each[3], atol=1e-5)
+    with pytest.raises(ValueError, match="a label was given to a network without classes"):
+        network[0](network[1], x, t, label=jnp.arange(4))
+
+
+def test_bfloat16_computes_in_it_and_answers_in_float32():
+    config = replace(SMALL, multipliers=(1,), attention_resolutions=(), zero_init=False)
+    _, params = build_unet(config, 0)
+    x, t = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), jnp.array([3, 900])
+    half = unet_apply(config, "bfloat16")
+    text = jax.jit(half).lower(params, x, t).as_text()
+    whole, out = unet_apply(config)(params, x, t), half(params, x, t)
+    assert out.dtype == jnp.float32
+    assert 1e-4 < np.abs(out - whole).max() < 0.05 * np.abs(whole).max()
+    convolutions = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+    assert sum("xbf16>" in line for line in convolutions) == len(convolutions) - 1  # all but the last
+    reductions = [line for line in text.splitlines() if "stablehlo.reduce" in line]
+    assert reductions
+    assert not any("bf16" in line for line in reductions)  # the statistics of the normalisations, the softmax

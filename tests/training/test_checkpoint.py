@@ -1,6 +1,10 @@
 import os
+import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -113,3 +117,72 @@ def test_directories_without_a_checkpoint(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(ValueError, match=f"the run directory {tmp_path} holds no checkpoint"):
         load_run(str(tmp_path))
+
+
+def small_state(step):
+    params = {"w": jnp.arange(8.0) * step}
+    return initial_state(params, make_optimizer(Config().train))._replace(step=jnp.int32(step))
+
+
+def kept(directory):
+    return sorted(int(path.name) for path in (directory / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def test_the_best_stays_beside_the_newest(tmp_path):
+    losses = {1: 0.9, 2: 0.3, 3: 0.5, 4: 0.6, 5: 0.4}
+    with checkpoints(tmp_path, keep=1) as manager:
+        for step, loss in losses.items():
+            save_checkpoint(manager, small_state(step), Config(), loss)
+    assert kept(tmp_path) == [2, 5]
+    with checkpoints(tmp_path, keep=1) as manager:  # another process remembers which was the best
+        save_checkpoint(manager, small_state(6), Config(), 0.7)
+    assert kept(tmp_path) == [2, 6]
+    assert [load_run_config(tmp_path, which)[1] for which in ("latest", "best", "2", 6)] == [6, 2, 2, 6]
+    for which in ("5", "newest", -1):
+        with pytest.raises(ValueError, match=rf"asked for is {which}; .* has latest, best and \[2, 6\]"):
+            load_run_config(tmp_path, which)
+
+
+def test_without_losses_there_is_no_best(tmp_path):
+    with checkpoints(tmp_path, keep=2) as manager:
+        for step in (1, 2, 3):
+            save_checkpoint(manager, small_state(step), Config())
+    assert kept(tmp_path) == [2, 3]
+    with pytest.raises(ValueError, match=r"no checkpoint of .* has a validation loss; ask for the latest, or one of \[2, 3\]"):
+        load_run_config(tmp_path, "best")
+
+
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
+    message = r"step 2 cannot be written .*\(it takes .* MB are free\); that of step 1 is whole"
+    with checkpoints(tmp_path, keep=1) as manager:
+        save_checkpoint(manager, small_state(1), Config())
+        manager.wait_until_finished()
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))
+        with pytest.raises(ValueError, match=message):
+            save_checkpoint(manager, small_state(2), Config())
+    assert kept(tmp_path) == [1]
+    jax.tree.map(np.testing.assert_array_equal, restore_state(tmp_path, 1, small_state(1)), small_state(1))
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+import jax.numpy as jnp
+from tests.training.test_checkpoint import *
+with checkpoints(Path(sys.argv[1]), keep=1) as manager:
+    save_checkpoint(manager, small_state(1), Config())
+    manager.wait_until_finished()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))  # writing fails in the middle, as on a full disk
+    state = initial_state({"w": jnp.sin(jnp.arange(1e5))}, make_optimizer(Config().train))
+    save_checkpoint(manager, state._replace(step=jnp.int32(2)), Config())
+"""
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_while_it_is_written_loses_nothing(tmp_path):
+    root = Path(__file__).parent.parent.parent
+    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], cwd=root, capture_output=True, text=True)
+    last = done.stderr.strip().splitlines()[-1]
+    assert re.search(r"ValueError: the checkpoint of step 2 cannot be written to .*that of step 1 is whole", done.stderr), last
+    assert kept(tmp_path) == [1]
+    jax.tree.map(np.testing.assert_array_equal, restore_state(tmp_path, 1, small_state(1)), small_state(1))

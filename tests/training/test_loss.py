@@ -98,11 +98,11 @@ WAYS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_each_way_of_training_learns_digits(way):
-    """Samples after 100 steps against those of the untrained network, by the Fréchet distance of pixels."""
+    """Samples after 80 steps against those of the untrained network, by the Fréchet distance of pixels."""
     digits, (diffusion, settings) = presets()["digits"], WAYS[way]
-    model = replace(digits.model, channels=16, groups=4, multipliers=(1,), attention_resolutions=())
+    model = replace(digits.model, channels=8, groups=2, multipliers=(1,), attention_resolutions=())
     train = replace(
-        digits.train, steps=100, batch_size=32, learning_rate=4e-3, warmup_steps=10, decay="constant", ema_decay=0.9, **settings
+        digits.train, steps=80, batch_size=32, learning_rate=4e-3, warmup_steps=10, decay="constant", ema_decay=0.9, **settings
     )
     config = replace(digits, model=model, diffusion=replace(digits.diffusion, **diffusion), train=train)
     config.check()
@@ -122,7 +122,7 @@ def test_each_way_of_training_learns_digits(way):
         frechet_distance(next(generate(sampler, leaves, table, seed=0, count=256, batch_size=256)).reshape(256, -1), real)
         for leaves in (params, state.ema)
     )
-    assert trained < 0.3 * untrained, (trained, untrained)
+    assert trained < 0.5 * untrained, (trained, untrained)
 
 
 def test_the_default_is_the_papers():

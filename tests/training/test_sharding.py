@@ -12,7 +12,7 @@ from ddim_jax.devices import batch_sharding, make_mesh, state_shardings, to_glob
 from ddim_jax.model import UNetConfig, build_unet, unet_apply
 from ddim_jax.training import initial_state, make_train_step
 
-CONFIG = UNetConfig(8, 1, 16, (1,), 1, (), 4, dropout=0.2, num_classes=3)
+CONFIG = UNetConfig(8, 1, 8, (1,), 1, (), 2, dropout=0.2, num_classes=3)
 BATCH = 16
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from ddim_jax.config import TrainConfig
@@ -140,3 +141,27 @@ def test_devices_share_the_work_and_change_nothing(alpha_bar):
         _, metrics = make_train_step(linear, optimizer, alpha_bar, seed=0)(state, jax.device_put(x_0, split))
         results.append((float(metrics["loss"]), float(metrics["grad_norm"])))
     assert results[0] == pytest.approx(results[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(("label_dropout", "rows"), [(0.0, [0, 2]), (1.0, [3])])
+def test_labels_reach_the_network_and_dropout_hides_them(alpha_bar, label_dropout, rows):
+    """A network that looks its answer up in a table: the rows that a step changes are the labels that it saw."""
+
+    def lookup(params, x, t, *, label, dropout_key):
+        return params[label].reshape(-1, 1, 1, 1) * jnp.ones_like(x)
+
+    optimizer = make_optimizer(TrainConfig())
+    options = {"seed": 0, "num_classes": 3, "label_dropout": label_dropout}
+    state = initial_state(jnp.ones(4), optimizer)
+    state, _ = make_train_step(lookup, optimizer, alpha_bar, **options)(state, jnp.ones((4, 2, 2, 1)), jnp.array([0, 2, 2, 0]))
+    assert np.flatnonzero(np.asarray(state.params) != 1).tolist() == rows
+
+
+def test_half_of_the_labels_are_hidden_with_probability_a_half(alpha_bar):
+    def count(params, x, t, *, label, dropout_key):
+        return params * jnp.ones_like(x) * (label == 3).mean()
+
+    optimizer = optax.sgd(1.0)
+    step = make_train_step(count, optimizer, jnp.array([1.0, 1.0 - 1e-12]), seed=0, num_classes=3, label_dropout=0.5, kind="x0")
+    _, metrics = step(initial_state(jnp.ones(()), optimizer), jnp.zeros((400, 1, 1, 1)), jnp.zeros(400, jnp.int32))
+    assert 0.4**2 < float(metrics["loss"]) < 0.6**2  # the square of the part that was hidden
