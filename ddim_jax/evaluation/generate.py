@@ -17,12 +17,12 @@ from ..devices import batch_sharding, describe, full_batch, make_mesh, replicate
 from ..diffusion.prediction import Denoiser, clip_x0, denoiser
 from ..diffusion.reverse import StepTable, step_table
 from ..diffusion.sigmas import SigmaSchedule, ddpm, eta, sigma_hat
-from ..diffusion.timesteps import linspace_timesteps, quadratic_timesteps, trailing_timesteps, uniform_timesteps
 from ..generation import generate, make_sampler
 from ..images import save_grid, to_uint8
 from ..model import unet_apply
 from ..training import load_run
 from ..training.checkpoint import load_run_config
+from .grid import SEQUENCES, Kind
 
 
 class LoadedRun(NamedTuple):
@@ -68,7 +68,7 @@ class RunFlags:
 
     run: tyro.conf.Positional[Path]
     """The run directory, as train.py leaves it."""
-    timesteps: Literal["uniform", "quadratic", "trailing", "linspace"] = "uniform"
+    timesteps: Kind = "uniform"
     """Which S times are visited: uniform from t = 1, trailing up to T, linspace both, or quadratic, denser near the data."""
     checkpoint: str = "latest"
     """latest, best (the lowest validation loss of those kept), or a step number."""
@@ -101,9 +101,7 @@ class RunFlags:
 
     def steps_of(self, alpha_bar: np.ndarray, steps: int, schedule: SigmaSchedule | None = None) -> StepTable:
         """S steps with a σ schedule, η = 0 unless given."""
-        sequences = {"uniform": uniform_timesteps, "quadratic": quadratic_timesteps, "trailing": trailing_timesteps,
-                     "linspace": linspace_timesteps}  # fmt: skip
-        return step_table(alpha_bar, sequences[self.timesteps](len(alpha_bar) - 1, steps), schedule or eta(0.0))
+        return step_table(alpha_bar, SEQUENCES[self.timesteps](len(alpha_bar) - 1, steps), schedule or eta(0.0))
 
 
 @dataclass(frozen=True)
