@@ -76,5 +76,5 @@ def tiny_config(config, out, **settings):
 
     model = replace(config.model, channels=4, groups=2, multipliers=(1,), attention_resolutions=())
     values = {"steps": 3, "warmup_steps": 1, "batch_size": 16, "sample_images": 4, "sample_steps": 4, "sample_every": 0,
-              "evaluate_images": 0, "checkpoint_every": 2, "log_every": 1, **settings}  # fmt: skip
+              "evaluate_images": 0, "validate_images": 0, "checkpoint_every": 2, "log_every": 1, **settings}  # fmt: skip
     return replace(config, out=str(out), model=model, train=replace(config.train, **values))

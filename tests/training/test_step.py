@@ -162,6 +162,6 @@ def test_half_of_the_labels_are_hidden_with_probability_a_half(alpha_bar):
         return params * jnp.ones_like(x) * (label == 3).mean()
 
     optimizer = optax.sgd(1.0)
-    step = make_train_step(count, optimizer, jnp.array([1.0, 1.0 - 1e-12]), seed=0, num_classes=3, label_dropout=0.5, kind="x0")
+    step = make_train_step(count, optimizer, np.array([1.0, 1.0 - 1e-12]), seed=0, num_classes=3, label_dropout=0.5, kind="x0")
     _, metrics = step(initial_state(jnp.ones(()), optimizer), jnp.zeros((400, 1, 1, 1)), jnp.zeros(400, jnp.int32))
     assert 0.4**2 < float(metrics["loss"]) < 0.6**2  # the square of the part that was hidden
