@@ -122,8 +122,8 @@ def test_every_field_is_a_flag_with_help(command):
 
 
 STEPS = 300
-ARGUMENTS = f"""--model.channels 4 --model.groups 2 --model.multipliers 1 2 --train.batch-size 8 --train.steps {STEPS}
-                --train.warmup-steps 5 --train.sample-every 0 --train.sample-images 2 --train.sample-steps 2
+ARGUMENTS = f"""--model.channels 4 --model.groups 2 --model.multipliers 1 --model.attention-resolutions --train.batch-size 8
+                --train.steps {STEPS} --train.warmup-steps 5 --train.sample-every 0 --train.sample-images 2 --train.sample-steps 2
                 --train.evaluate-images 0 --train.validate-images 0 --train.log-every 1 --train.checkpoint-every 100""".split()
 
 
