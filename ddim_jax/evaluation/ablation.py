@@ -64,8 +64,8 @@ class AblateConfig:
         for name, value, least in (("num-images", self.num_images, 0), ("batch-size", self.batch_size, 0)):
             if value < least:
                 raise ValueError(f"--{name} is {value}; it must be {least} or more.")
-        if self.num_images == 1:
-            raise ValueError("--num-images is 1; a distance between distributions needs 2 or more.")
+        if 0 < self.num_images < 8:  # the intervals halve the samples, and each half needs three neighbours
+            raise ValueError(f"--num-images is {self.num_images}; distances with intervals need 8 or more.")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"--seed is {self.seed}; it must be from 0 to {2**32 - 1}.")
         if not self.name or "/" in self.name or self.name in (".", "..", "cells"):

@@ -71,6 +71,8 @@ def summarise(
         console: where the table goes.
     """
     features, _ = extractor
+    if config.clip not in ("official", "none"):
+        source = source._replace(moments=None)  # a clipped x̂_0 is no linear function: what is known exactly is of another sampler
     reference = _reference_features(config, source, *extractor)
     base = drawn[[cell.name for cell in cells].index(baseline)].images
     pairs = list(zip(cells, drawn, strict=True))

@@ -262,10 +262,10 @@ def test_an_interrupted_ablation_ends_as_a_whole_one(tiny_run, command, tmp_path
     [
         ([], "give one of the two"),
         (["{run}", "--oracle", "digits"], "give one of the two"),
-        (["{run}", "--num-images", "1"], "--num-images is 1"),
+        (["{run}", "--num-images", "7"], "--num-images is 7; distances with intervals need 8 or more"),
         (["{run}", "--name", "a/b"], "--name is 'a/b'"),
         (["{run}", "--baseline", "none"], "--baseline is 'none'; the grid has eta=0"),
-        (["{run}", "--features", "classifier", "--num-images", "4", "--batch-size", "4", "--eta", "0", "--steps", "1"],
+        (["{run}", "--features", "classifier", "--num-images", "8", "--batch-size", "8", "--eta", "0", "--steps", "1"],
          "`python sample.py classifier` makes it"),
         (["{run}", "--sigma", "none.npy"], "none.npy cannot be read"),
         (["nowhere"], "does not exist"),
