@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import grain
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -35,6 +34,7 @@ def batches(dataset: Dataset, batch_size: int, seed: int, start: int = 0, rows: 
     Yields:
         Batch(x_0 float32 (B, H, W, C) in [−1, 1], label int32 (B,) or None), B the number of rows.
     """
+    import grain  # a third of a second, which who only draws samples need not wait for
 
     def read(indices: np.ndarray) -> Batch:
         mine = indices[rows]

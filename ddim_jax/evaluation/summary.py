@@ -28,7 +28,6 @@ from ..metrics import (
 )
 from .features import Features, pixels
 from .grid import Cell
-from .report import write_report
 from .sources import Source, digest
 
 if TYPE_CHECKING:
@@ -102,6 +101,8 @@ def summarise(
         "larger_is_better": ["precision", "recall", "density", "coverage"], "cells": entries,
     }  # fmt: skip
     directory = config.directory() / config.name
+    from .report import write_report  # half a second of matplotlib, which other commands need not wait for
+
     write_report(results, {cell.name: found.images[:_SHOWN] for cell, found in pairs}, directory)
     shown = "w2_covariance" if source.moments is not None else "frechet"
     _print_table(entries, shown, labels[shown], console)

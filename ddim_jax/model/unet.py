@@ -12,6 +12,7 @@ import functools
 import math
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -21,19 +22,24 @@ from jaxtyping import Array, Float, Int, Key
 
 from ..config import UNetConfig
 from ..diffusion.randomness import Purpose, purpose_key
+from .convolution import after_upsampling, convolution, convolution_to_train
 
 Params = dict[str, Any]
 Images = Float[Array, "B H W C"]
 Maps = Float[Array, "B _ _ _"]  # inside the network, height, width and channels change
 Embedding = Float[Array, "B _"]
 
+# Values come from `_initial_values`. To trace a key and a draw for each, which nobody would use, takes a second.
+_ZEROS = nnx.initializers.zeros_init()
+_NO_KEYS: Any = SimpleNamespace(params=lambda: None)
+
 
 class Build(NamedTuple):
-    """What every layer is built from: the architecture, keys that no value is drawn from, the type it computes in."""
+    """What layers are built from: the architecture, the type of products, the convolution."""
 
     config: UNetConfig
-    rngs: nnx.Rngs
     dtype: Any
+    convolve: Callable[..., Any]
 
 
 def build_unet(config: UNetConfig, seed: int) -> tuple[Callable[..., Images], Params]:
@@ -86,18 +92,19 @@ def _initial_values(config: UNetConfig, key: Key[Array, ""]) -> Params:
 
 def unet_shapes(config: UNetConfig) -> Params:
     """The parameters' shapes and types, as jax.ShapeDtypeStruct; nothing is computed."""
-    return _network(config)[1]
+    return _network(config, "float32", False, False)[1]
 
 
 @functools.lru_cache
-def _network(config: UNetConfig, dtype: str = "float32", remat: bool = False) -> tuple[Any, Params]:
+def _network(config: UNetConfig, dtype: str, remat: bool, to_train: bool) -> tuple[Any, Params]:
     """The structure of the network, and the shapes of its parameters."""
-    build = nnx.eval_shape(lambda: UNet(Build(config, nnx.Rngs(params=0), jnp.dtype(dtype)), remat))
+    convolve = convolution_to_train if to_train else convolution
+    build = nnx.eval_shape(lambda: UNet(Build(config, jnp.dtype(dtype), convolve), remat))
     graph, state = nnx.split(build)
     return graph, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), nnx.to_pure_dict(state))
 
 
-def unet_apply(config: UNetConfig, dtype: str = "float32", remat: bool = False) -> Callable[..., Images]:
+def unet_apply(config: UNetConfig, dtype: str = "float32", remat: bool = False, to_train: bool = False) -> Callable[..., Images]:
     """The network as a function of its parameters, without making any: `build_unet`'s first result.
 
     Args:
@@ -105,11 +112,12 @@ def unet_apply(config: UNetConfig, dtype: str = "float32", remat: bool = False) 
         dtype: type of activations and products, "float32" or "bfloat16"; the statistics of the normalisations, the softmax,
             the last convolution and the output are float32 in any case, and so are the parameters and their gradients.
         remat: in a backward pass, recompute what happens inside a block instead of keeping it.
+        to_train: make gradients on CPUs quicker; the function then knows reverse-mode differentiation only.
 
     Returns:
         apply(params, x, t, *, label=None, dropout_key=None), as of `build_unet`.
     """
-    graph, _ = _network(config, dtype, remat)
+    graph, _ = _network(config, dtype, remat, to_train)
 
     def apply(
         params: Params,
@@ -137,7 +145,9 @@ class UNet(nnx.Module):
         self.frequencies = config.channels // 2
         self.temb = TimeEmbedding(config.channels, build)
         # One row a class, and one for no class, which label dropout trains and guidance needs.
-        self.classes = nnx.Embed(config.num_classes + 1, 4 * config.channels, rngs=build.rngs) if config.num_classes else None
+        self.classes = None
+        if config.num_classes:
+            self.classes = nnx.Embed(config.num_classes + 1, 4 * config.channels, embedding_init=_ZEROS, rngs=_NO_KEYS)
         self.conv_in = _conv(config.image_channels, config.channels, 3, build)
         self.block = nnx.remat(_block, static_argnums=(1,)) if remat else _block
 
@@ -160,7 +170,7 @@ class UNet(nnx.Module):
             width = out
         self.up = nnx.List(up[::-1])  # index = resolution level, as in the official names
 
-        self.norm_out = _norm(width, build)
+        self.norm_out = GroupNorm(width, build)
         self.conv_out = _conv(width, config.image_channels, 3, build._replace(dtype=jnp.dtype("float32")))
 
     def __call__(
@@ -230,10 +240,10 @@ class ResidualBlock(nnx.Module):
     """h + conv(dropout(silu(norm(conv(silu(norm h)) + dense(silu(embedding))))))."""
 
     def __init__(self, inputs: int, out: int, build: Build):
-        self.norm1 = _norm(inputs, build)
+        self.norm1 = GroupNorm(inputs, build)
         self.conv1 = _conv(inputs, out, 3, build)
         self.temb_proj = _dense(4 * build.config.channels, out, build)
-        self.norm2 = _norm(out, build)
+        self.norm2 = GroupNorm(out, build)
         self.dropout = nnx.Dropout(build.config.dropout)
         self.conv2 = _conv(out, out, 3, build)
         self.nin_shortcut = _conv(inputs, out, 1, build) if inputs != out else None
@@ -249,7 +259,7 @@ class Attention(nnx.Module):
     """x + proj(softmax(q kᵀ/√C) v) over all positions, one head."""
 
     def __init__(self, width: int, build: Build):
-        self.norm = _norm(width, build)
+        self.norm = GroupNorm(width, build)
         self.q, self.k, self.v = (_dense(width, width, build) for _ in range(3))
         self.proj_out = _dense(width, width, build)
 
@@ -274,10 +284,30 @@ class Upsample(nnx.Module):
     """Double the resolution: repeat each pixel, then a convolution."""
 
     def __init__(self, width: int, build: Build):
-        self.conv = _conv(width, width, 3, build)
+        self.conv = _conv(width, width, 3, build._replace(convolve=after_upsampling(build.convolve)))
 
     def __call__(self, x: Maps) -> Maps:
-        return self.conv(x.repeat(2, axis=1).repeat(2, axis=2))
+        return self.conv(x)
+
+
+class GroupNorm(nnx.Module):
+    """(x − mean)/√(variance + 10⁻⁶) over the pixels and channels of each group, then a scale and a bias for each channel."""
+
+    def __init__(self, width: int, build: Build):
+        self.scale, self.bias = nnx.Param(jnp.ones(width)), nnx.Param(jnp.zeros(width))
+        self.groups = build.config.groups
+
+    def __call__(self, x: Maps) -> Maps:
+        def mean(of: Maps) -> Maps:
+            # Over pixels first: a CPU adds few neighbouring channels, as nnx.GroupNorm does, at half the speed.
+            channels = of.mean(axis=(1, 2)).reshape(len(of), self.groups, -1)
+            means = jnp.broadcast_to(channels.mean(axis=2, keepdims=True), channels.shape)
+            return means.reshape(len(of), 1, 1, -1)
+
+        scale, bias = (value[...].reshape(1, 1, 1, -1) for value in (self.scale, self.bias))
+        x = x.astype(scale.dtype)  # float32; the layer that follows casts
+        centred = x - mean(x)
+        return centred * (jax.lax.rsqrt(mean(centred**2) + 1e-6) * scale) + bias
 
 
 def sinusoidal_embedding(t: Int[Array, " B"], frequencies: int) -> Float[Array, "B E"]:
@@ -302,14 +332,18 @@ def sinusoidal_embedding(t: Int[Array, " B"], frequencies: int) -> Float[Array, 
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1)
 
 
-def _norm(width: int, build: Build) -> nnx.GroupNorm:
-    # Without a dtype it computes in that of its parameters, float32; the layer that follows casts.
-    return nnx.GroupNorm(width, build.config.groups, epsilon=1e-6, use_fast_variance=False, rngs=build.rngs)
-
-
 def _dense(inputs: int, out: int, build: Build) -> nnx.Linear:
-    return nnx.Linear(inputs, out, dtype=build.dtype, rngs=build.rngs)
+    return nnx.Linear(inputs, out, dtype=build.dtype, kernel_init=_ZEROS, rngs=_NO_KEYS)
 
 
 def _conv(inputs: int, out: int, size: int, build: Build, **options: Any) -> nnx.Conv:
-    return nnx.Conv(inputs, out, (size, size), dtype=build.dtype, rngs=build.rngs, **options)
+    return nnx.Conv(
+        inputs,
+        out,
+        (size, size),
+        dtype=build.dtype,
+        conv_general_dilated=build.convolve,
+        kernel_init=_ZEROS,
+        rngs=_NO_KEYS,
+        **options,
+    )

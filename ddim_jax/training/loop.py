@@ -124,7 +124,7 @@ def prepare_step(config: Config, alpha_bar: np.ndarray, weights: np.ndarray | No
     """The train step of a configuration."""
     settings = config.train
     return make_train_step(
-        unet_apply(config.model, settings.dtype, settings.remat),
+        unet_apply(config.model, settings.dtype, settings.remat, to_train=True),
         make_optimizer(settings),
         alpha_bar,
         seed=config.seed,
