@@ -1,0 +1,37 @@
+"""Losses that are not finite, or explode."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from ddim_jax.config import presets, save_config
+from ddim_jax.training import load_run
+from ddim_jax.training.checkpoint import latest_step
+from tests.conftest import tiny_config
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_good_checkpoint(tmp_path, command):
+    config = tiny_config(
+        presets()["digits"], tmp_path / "run", steps=60, learning_rate=1e38, checkpoint_every=1, decay="constant", warmup_steps=60
+    )
+    save_config(config, tmp_path / "config.json")
+    status, _, err = command("train", tmp_path / "config.json")
+    assert status == 1
+    match = re.search(
+        r"^error: the (loss|grad norm) is (nan|inf) at step (\d+); the checkpoint of step (\d+) is good; lower --train.l", err
+    )
+    assert match, err
+    assert int(match[4]) == int(match[3]) - 1 == latest_step(tmp_path / "run")
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_run(tmp_path / "run")[1]))
+
+
+def test_an_exploded_loss_stops_the_run(tmp_path, command):
+    save_config(tiny_config(presets()["digits"], tmp_path / "run", max_loss=1e-3), tmp_path / "config.json")
+    status, _, err = command("train", tmp_path / "config.json")
+    assert status == 1
+    assert re.search(
+        r"^error: the loss is [\d.]+ at step 1, above --train.max-loss \(0.001\); no checkpoint was saved before it", err
+    )
