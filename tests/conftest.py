@@ -4,11 +4,22 @@ import os
 import tempfile
 
 _cache = tempfile.mkdtemp(prefix="ddim_jax_tests_")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache  # also for the commands that tests start
+# In the environment also for the commands that tests start.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Most of the suite's time is XLA's compilation of programs that run a few times. Where the rounding of the program that users
+# run is tested, the fixture `optimised` brings its optimisations back.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+# Eigenvalues of many small matrices, 20 to 40 times faster without threads that wait for each other. NumPy reads this when it
+# is imported, which is why the import hook is not the pytest plugin's: that imports NumPy before any conftest.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import shutil  # noqa: E402
 from pathlib import Path  # noqa: E402
+
+import jaxtyping  # noqa: E402
+
+jaxtyping.install_import_hook("ddim_jax", "beartype.beartype")  # shapes and types are checked at every call
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -22,6 +33,14 @@ ROOT = Path(__file__).parent.parent
 
 def pytest_sessionfinish():
     shutil.rmtree(_cache, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def optimised():
+    """The programs of a module compiled as users' are."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

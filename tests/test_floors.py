@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jaxtyping
+import numpy as np
 import pytest
 
 import ddim_jax
@@ -69,6 +71,12 @@ def test_importing_the_package_needs_only_jax_numpy_and_jaxtyping():
     loaded = set(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split())
     heavy = {"flax", "optax", "orbax", "grain", "tensorflow_datasets", "tensorflow", "torch", "matplotlib", "PIL", "rich", "tyro"}
     assert not loaded & heavy
+
+
+def test_shapes_are_checked_at_every_call():
+    """By the import hook of tests/conftest.py."""
+    with pytest.raises(jaxtyping.TypeCheckError):
+        ddim_jax.initial_noise(np.zeros((3, 2)), (8, 8, 1))  # no keys
 
 
 def test_every_public_name_is_exported():

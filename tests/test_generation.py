@@ -10,6 +10,8 @@ from ddim_jax.generation import generate, make_sampler
 
 SHAPE = (2, 2, 1)
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 
 def network(params, x, t, *, label=None):
     """ε̂ that is another multiple of x for each label; no label is label 9."""

@@ -5,6 +5,8 @@ import pytest
 
 from tests.commands import draw
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 
 @pytest.mark.slow
 def test_an_image_does_not_depend_on_what_else_is_drawn(noisy_run, command, tmp_path):

@@ -25,6 +25,8 @@ OFFICIAL, DIFFUSERS = (np.load(REFERENCE / f"unet_{layout}_layout.npz") for layo
 CONFIG = UNetConfig(16, 3, channels=32, multipliers=(1, 2), blocks=1, attention_resolutions=(8,), groups=8)
 HINTS = {"image_size": 16, "groups": 8}  # what an official file does not tell
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 
 def weights(reference):
     return {name.removeprefix("weights/"): reference[name] for name in reference.files if name.startswith("weights/")}

@@ -16,6 +16,8 @@ from tests.conftest import tiny_config
 REFERENCE = np.load(Path(__file__).parent.parent / "reference" / "unet_ddpm_layout.npz")
 SMALL = UNetConfig(8, 1, channels=8, multipliers=(1, 2), blocks=1, attention_resolutions=(4,), groups=2, dropout=0.5)
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 
 def count(params):
     return sum(leaf.size for leaf in jax.tree.leaves(params))

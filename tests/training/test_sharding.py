@@ -16,14 +16,6 @@ CONFIG = UNetConfig(8, 1, 8, (1,), 1, (), 2, dropout=0.2, num_classes=3)
 BATCH = 16
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """A dozen programs for up to 8 devices, each run once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def start():
     """Weights with none at zero, and a batch."""
