@@ -100,7 +100,7 @@ WAYS = {
 def test_each_way_of_training_learns_digits(way):
     """Samples after 80 steps against those of the untrained network, by the Fréchet distance of pixels."""
     digits, (diffusion, settings) = presets()["digits"], WAYS[way]
-    model = replace(digits.model, channels=8, groups=2, multipliers=(1,), attention_resolutions=())
+    model = replace(digits.model, channels=8, groups=2, multipliers=(1,), blocks=1, attention_resolutions=())
     train = replace(
         digits.train, steps=80, batch_size=32, learning_rate=4e-3, warmup_steps=10, decay="constant", ema_decay=0.9, **settings
     )
