@@ -43,29 +43,29 @@ def bench_network(config: Config, rounds: int, ask: Peer | None) -> list[Row]:
     key_data, x_T = np.asarray(jax.random.key_data(keys)), np.asarray(initial_noise(keys, shape))
     t = np.arange(size, dtype=np.int32) * (config.diffusion.num_steps // size)
     table = step_table(alpha_bar, uniform_timesteps(config.diffusion.num_steps, STEPS), eta(0.0))
-    sampler = make_sampler(apply, alpha_bar, shape, mesh)
     x, times = jax.device_put((x_T, t), batch_sharding(mesh))
     forward = jax.jit(apply)
     state, shardings = prepare_state(config, mesh, Path("no run"), None)
-    step = prepare_step(config, alpha_bar, None, shardings, flip=True)
-    many = max(1, 32 // size * 4) if size >= 32 else 1  # steps in a measurement
+    arguments = (params, table, key_data, None, np.float32(1))
+    sampler, sampler_rows = _compile("sampler", lambda: make_sampler(apply, alpha_bar, shape, mesh), *arguments)
+    step, step_rows = _compile("train step", lambda: prepare_step(config, alpha_bar, None, shardings, flip=True), state, x)
+    many = 5 if shape[0] == 8 else 1  # calls in a measurement
 
     def draw() -> Any:
-        return sampler(params, table, key_data, None, np.float32(1))
+        return sampler(*arguments)
 
-    def train(count: int = many) -> float:
-        def steps() -> Any:
-            nonlocal state
-            for _ in range(count):
-                state, metrics = step(state, x)
-            return metrics
+    def train() -> Any:
+        nonlocal state
+        state, metrics = step(state, x)
+        return metrics
 
-        return seconds(steps) / count
+    def average(call: Callable[[], Any]) -> float:
+        return seconds(lambda: [call() for _ in range(many)]) / many
 
     ours: dict[str, Callable[[], float]] = {
-        "forward": lambda: seconds(lambda: forward(params, x, times)),
+        "forward": lambda: average(lambda: forward(params, x, times)),
         f"sampling, S={STEPS}": lambda: seconds(draw),
-        "training": train,
+        "training": lambda: average(train),
     }
     theirs: dict[str, Callable[[], float]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -76,7 +76,7 @@ def bench_network(config: Config, rounds: int, ask: Peer | None) -> list[Row]:
             ask("load", folder=where / "weights")
             _check_images(np.asarray(draw()), where, ask)
             _check_gradient(config, params, x_T, t, where, ask)
-            theirs = {"forward": lambda: ask("forward", file=where / "data.npz")["seconds"],
+            theirs = {"forward": lambda: ask("forward", file=where / "data.npz", count=many)["seconds"],
                       f"sampling, S={STEPS}": lambda: ask("sample", file=where / "data.npz", steps=STEPS)["seconds"],
                       "training": lambda: ask("train", file=where / "data.npz", steps=many)["seconds"]}  # fmt: skip
         rows = []
@@ -89,8 +89,7 @@ def bench_network(config: Config, rounds: int, ask: Peer | None) -> list[Row]:
     machine = matmul_rate()
     achieved = flops["flops"] / size * rows[0].value
     return [*rows, Row("forward", achieved / 1e9, "GFLOP/s"), Row("forward ÷ matrix products", achieved / machine, ""),
-            *_compile_times("sampler", lambda: sampler.lower(params, table, key_data, None, np.float32(1))),  # type: ignore[attr-defined]
-            *_compile_times("train step", lambda: step.lower(state, x))]  # type: ignore[attr-defined]  # fmt: skip
+            *sampler_rows, *step_rows]  # fmt: skip
 
 
 def _check_images(ours: np.ndarray, where: Path, ask: Peer) -> None:
@@ -112,8 +111,8 @@ def _check_equal(what: str, ours: np.ndarray, theirs: np.ndarray) -> None:
         raise RuntimeError(f"{what}: we and diffusers differ by {difference:.1e} of the largest value; nothing was timed.")
 
 
-def _compile_times(name: str, lower: Callable[[], Any]) -> list[Row]:
-    """Tracing, compilation, and compilation out of the persistent cache."""
+def _compile(name: str, make: Callable[[], Any], *arguments: Any) -> tuple[Any, list[Row]]:
+    """The compiled function, and the seconds of tracing, of compilation, and of compilation out of the persistent cache."""
     before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     with tempfile.TemporaryDirectory() as folder:
         jax.config.update("jax_compilation_cache_dir", folder)
@@ -122,15 +121,12 @@ def _compile_times(name: str, lower: Callable[[], Any]) -> list[Row]:
         for _ in range(2):  # cold, then cached
             jax.clear_caches()
             start = time.perf_counter()
-            lowered = lower()
+            lowered = make().lower(*arguments)
             traced = time.perf_counter()
-            lowered.compile()
+            compiled = lowered.compile()
             times.append((traced - start, time.perf_counter() - traced))
         jax.config.update("jax_compilation_cache_dir", before)
         compilation_cache.reset_cache()
     (trace, cold), (_, cached) = times
-    return [
-        Row(f"{name}: tracing", trace, "s"),
-        Row(f"{name}: compiling", cold, "s"),
-        Row(f"{name}: compiled, from cache", cached, "s"),
-    ]
+    return compiled, [Row(f"{name}: tracing", trace, "s"), Row(f"{name}: compiling", cold, "s"),
+                      Row(f"{name}: compiled, from cache", cached, "s")]  # fmt: skip

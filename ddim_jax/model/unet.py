@@ -145,9 +145,7 @@ class UNet(nnx.Module):
         self.frequencies = config.channels // 2
         self.temb = TimeEmbedding(config.channels, build)
         # One row a class, and one for no class, which label dropout trains and guidance needs.
-        self.classes = None
-        if config.num_classes:
-            self.classes = nnx.Embed(config.num_classes + 1, 4 * config.channels, embedding_init=_ZEROS, rngs=_NO_KEYS)
+        self.classes = _embed(config.num_classes + 1, 4 * config.channels) if config.num_classes else None
         self.conv_in = _conv(config.image_channels, config.channels, 3, build)
         self.block = nnx.remat(_block, static_argnums=(1,)) if remat else _block
 
@@ -330,6 +328,10 @@ def sinusoidal_embedding(t: Int[Array, " B"], frequencies: int) -> Float[Array, 
     omega = jnp.exp(-jnp.log(10000.0) * jnp.arange(frequencies) / (frequencies - 1))
     angle = t[:, None].astype(jnp.float32) * omega[None, :]
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1)
+
+
+def _embed(rows: int, out: int) -> nnx.Embed:
+    return nnx.Embed(rows, out, embedding_init=_ZEROS, rngs=_NO_KEYS)
 
 
 def _dense(inputs: int, out: int, build: Build) -> nnx.Linear:
