@@ -35,7 +35,7 @@ def convolution(x: Maps, kernel: Kernel, strides: Any, padding: Any, **options: 
     if kernel.shape[:2] == (1, 1):
         return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())), precision=options["precision"])
     pads = _pads(x, kernel, padding)
-    # Small images and few channels gain nothing, and fewer than 32 bits would lose some.
+    # Fewer channels gain nothing by (4), and fewer than 32 bits would lose some.
     large = min(x.shape[1:3]) >= 4 and min(kernel.shape[2:]) >= 64 and x.dtype.itemsize >= 4
     if large and kernel.shape[:2] == (3, 3) and pads == [(1, 1), (1, 1)] and x.shape[1] % 2 == x.shape[2] % 2 == 0:
         return _winograd(x, kernel, options["precision"])
@@ -43,14 +43,14 @@ def convolution(x: Maps, kernel: Kernel, strides: Any, padding: Any, **options: 
 
 
 def convolution_to_train(x: Maps, kernel: Kernel, strides: Any, padding: Any, **options: Any) -> Maps:
-    """(1), whose gradient is (2) as above; it knows reverse-mode differentiation only."""
+    """(1), whose gradient is (2) as above; it knows reverse-mode differentiation only. (4) would double its compilation."""
     if kernel.shape[:2] == (1, 1) or tuple(strides) != (1, 1) or not _on_cpu():
         return convolution(x, kernel, strides, padding, **options)
     pads = _pads(x, kernel, padding)
 
     @jax.custom_vjp
     def convolve(x: Maps, kernel: Kernel) -> Maps:
-        return convolution(x, kernel, strides, pads, **options)
+        return lax.conv_general_dilated(x, kernel, strides, pads, **options)
 
     def forward(x: Maps, kernel: Kernel) -> tuple[Maps, Any]:
         return convolve(x, kernel), (x, kernel)
@@ -60,7 +60,7 @@ def convolution_to_train(x: Maps, kernel: Kernel, strides: Any, padding: Any, **
         # The gradient of x is a convolution, too: the kernel mirrored, inputs and outputs exchanged.
         mirrored = kernel[::-1, ::-1].swapaxes(2, 3)
         opposite = [(size - 1 - low, size - 1 - high) for size, (low, high) in zip(kernel.shape, pads, strict=False)]
-        x_gradient = convolution(g, mirrored, strides, opposite, **options)
+        x_gradient = lax.conv_general_dilated(g, mirrored, strides, opposite, **options)
         return x_gradient, _kernel_gradient(x, g, kernel.shape, pads, options["precision"])
 
     convolve.defvjp(forward, backward)
