@@ -91,7 +91,7 @@ def measure(settings: BenchConfig, console: Console, ask: Peer | None) -> dict[s
                 found[title] = bench_network(some, rounds, ask)
                 console.print(table(f"{title}: {machine}", found[title]))
         else:
-            title = what if what in ("overhead",) else f"{what}, {first}"
+            title = what if what == "overhead" else f"{what}, {first}"
             found[title] = measures[what]()
             console.print(table(f"{title}: {machine}", found[title]))
     return found

@@ -43,7 +43,7 @@ def convolution(x: Maps, kernel: Kernel, strides: Any, padding: Any, **options: 
 
 
 def convolution_to_train(x: Maps, kernel: Kernel, strides: Any, padding: Any, **options: Any) -> Maps:
-    """(1), whose gradient is (2) as above; it knows reverse-mode differentiation only. (4) would double its compilation."""
+    """(1), whose gradient is (2) as above; it knows reverse-mode differentiation only; without (4), for its compilation."""
     if kernel.shape[:2] == (1, 1) or tuple(strides) != (1, 1) or not _on_cpu():
         return convolution(x, kernel, strides, padding, **options)
     pads = _pads(x, kernel, padding)
