@@ -112,7 +112,7 @@ def stack_tables(tables: Sequence[StepTable]) -> StepTable:
 def ddim_step(
     x_t: Images,
     prediction: Prediction,
-    z: Images,
+    z: Images | None,
     row: StepTable,
 ) -> Float[Array, "..."]:
     """One step of the generalised reverse process.
@@ -122,7 +122,7 @@ def ddim_step(
     Args:
         x_t: images at time t (B, H, W, C), or any shape.
         prediction: x̂_0 and ε̂ at (x_t, t), the shape of x_t.
-        z: standard normal noise, the shape of x_t.
+        z: standard normal noise, the shape of x_t; None: the mean of x_s, without the last term.
         row: one row of a StepTable, scalar leaves.
 
     Returns:
@@ -138,12 +138,14 @@ def ddim_step(
     Source: arXiv:2010.02502, Eq. 12.
     """
     x_hat_0, epsilon_hat = prediction
-    if not jnp.shape(x_t) == jnp.shape(x_hat_0) == jnp.shape(epsilon_hat) == jnp.shape(z):
-        shapes = [jnp.shape(value) for value in (x_t, x_hat_0, epsilon_hat, z)]
+    shapes = [jnp.shape(value) for value in (x_t, x_hat_0, epsilon_hat, x_t if z is None else z)]
+    if len(set(shapes)) > 1:
         raise ValueError("x_t, x̂_0, ε̂ and z have shapes {}, {}, {} and {}; they must be equal.".format(*shapes))
     predicted_x_0 = jnp.sqrt(row.alpha_bar_s) * x_hat_0
     direction_to_x_t = direction_scale(row.alpha_bar_s, row.sigma) * epsilon_hat
-    x_s = predicted_x_0 + direction_to_x_t + row.noise * z
+    x_s = predicted_x_0 + direction_to_x_t
+    if z is not None:
+        x_s = x_s + row.noise * z
     return jnp.where(row.active, x_s, x_t).astype(jnp.result_type(x_t))
 
 
