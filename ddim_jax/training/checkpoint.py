@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
@@ -173,7 +172,7 @@ def load_run(directory: str | Path, checkpoint: str | int = "latest") -> tuple[C
     # Only shapes: nothing is initialised or computed. NumPy arrays, since each process reads all of them for itself.
     template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), unet_shapes(config.model))
     ema = _restore(Path(directory), step, {"ema": ocp.args.StandardRestore(template)})["ema"]
-    return config, jax.tree.map(jnp.asarray, ema)
+    return config, jax.device_put(ema)
 
 
 def _restore(directory: Path, step: int, items: dict[str, Any]) -> Any:
