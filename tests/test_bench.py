@@ -24,7 +24,8 @@ def call(monkeypatch, capsys):
     return call
 
 
-def test_the_table_is_written_as_json(call, tmp_path):
+def test_the_table_is_written_as_json(call, tmp_path, monkeypatch):
+    monkeypatch.setattr("ddim_jax.bench.sampler.STEPS", 5)
     out = tmp_path / "bench.json"
     assert call("--what", "overhead", "--rounds", 1, "--out", out)[0] in (None, 0)
     report = json.loads(out.read_text())
