@@ -12,6 +12,11 @@ from ddim_jax.cli import run
 from ddim_jax.config import UNetConfig, presets
 
 
+@pytest.fixture(autouse=True)
+def _small_products(monkeypatch):
+    monkeypatch.setattr("ddim_jax.bench.rounds.SIZE", 64)
+
+
 @pytest.fixture
 def call(monkeypatch, capsys):
     """The command line: arguments → (exit status, what it wrote on stderr)."""

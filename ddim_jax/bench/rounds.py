@@ -8,6 +8,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+SIZE = 2048  # of the matrix products that a machine is measured by
+
 
 class Row(NamedTuple):
     """One line of the table; `peer` is what diffusers did, `ratio` how many times better we are."""
@@ -48,8 +50,8 @@ def median_ratio(over: list[float], under: list[float]) -> float:
 
 
 def matmul_rate() -> float:
-    """FLOP/s of float32 matrix products 2048³, on all devices at once: what this machine can be asked for."""
-    size, devices = 2048, jax.devices()
+    """FLOP/s of float32 matrix products SIZE³, on all devices at once: what this machine can be asked for."""
+    size, devices = SIZE, jax.devices()
     a = jax.pmap(lambda key: jax.random.normal(key, (size, size)))(jax.random.split(jax.random.key(0), len(devices)))
     product = jax.pmap(lambda a: jax.numpy.matmul(a, a, precision="highest"))
     (times,) = in_turn(5, lambda: seconds(lambda: product(a)))
