@@ -30,7 +30,9 @@ def test_train_and_sample_each_embedded_data_set(source, tmp_path, command):
     assert latest_step(run) == config.train.steps == 3
     assert [line["step"] for line in metrics(run)] == [1, 2, 3]
     assert all(np.isfinite(line["loss"]) and line["images_per_second"] > 0 for line in metrics(run))
-    assert load_config(run / "config.json") == load_run(run)[0] == config
+    saved, params = load_run(run)
+    assert load_config(run / "config.json") == saved == config
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
     assert sorted(path.name for path in (run / "samples").iterdir()) == ["step_0000002.png"]
     assert re.search(r"step 3/3  loss \d\.\d+  [\d,]+ images/s  \d:\d\d:\d\d left", out)
     match = re.search(r"Fréchet distance, pixels in \[-1, 1\], 64 dimensions, n=16 .* S=4, eta=0: ([\d.]+)", out)
