@@ -39,7 +39,7 @@ def setup() -> None:
     # Small programs, too: a second start compiles nothing.
     settings.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     _keep_freed_memory()
-    # Python looks for unreachable cycles 20 times less often: imports and tracing make none, and a start took half a second more.
+    # Python looks for unreachable cycles of objects less often: with its own thresholds a start takes half a second more.
     gc.set_threshold(20_000, 20, 100)
     if not jax.distributed.is_initialized():
         _join_processes()

@@ -18,7 +18,7 @@ from .peer import Peer
 from .rounds import Row, in_turn, median_ratio, seconds
 
 SHAPE, STEPS = (16, 32, 32, 3), 1000
-CALLS = 10  # in a measurement: the peer's one call takes as long
+CALLS = 10  # in a measurement: one alone, of 10 ms, would be timed with cold caches and sleeping threads
 
 
 def bench_overhead(rounds: int, ask: Peer | None) -> list[Row]:

@@ -183,7 +183,7 @@ def _scan(denoise: Denoiser, x_T: Images, table: StepTable, keys: Keys, observe:
     shape = x_T.shape
 
     def step(rows, row: StepTable):
-        active_row = row._replace(active=np.array(True))
+        active_row = row._replace(active=np.array(True))  # the choice is made here, once for all pixels
         x_s, x_hat_0 = jax.lax.cond(
             row.active,
             lambda: _step(denoise, rows.reshape(shape), active_row, keys),
@@ -202,14 +202,14 @@ def _step(denoise: Denoiser, x_t, row: StepTable, keys: Keys):
     # Eq. 12 without its last term.
     mean = _as_rows(ddim_step(x_t, prediction, None, row))
 
-    def noisy():
+    def noisy():  # with its last term, which adds no array of zeros to the rows that have none
         return (mean + row.noise * _noise_rows(keys, row.t, mean.shape[1])).astype(mean.dtype)
 
     # Fresh noise is drawn only where the row has any: drawing costs more than the rest of a step.
     return jax.lax.cond(row.noise > 0, noisy, lambda: mean), prediction.x_0.astype(x_t.dtype)
 
 
-def _as_rows(images):
+def _as_rows(images: Images) -> Float[Array, "B size"]:
     return images.reshape(len(images), -1)
 
 
