@@ -209,7 +209,7 @@ def _step(denoise: Denoiser, x_t, row: StepTable, keys: Keys):
     return jax.lax.cond(row.noise > 0, noisy, lambda: mean), prediction.x_0.astype(x_t.dtype)
 
 
-def _as_rows(images: Images) -> Float[Array, "B size"]:
+def _as_rows(images: Any) -> Float[Array, "B size"]:
     return images.reshape(len(images), -1)
 
 
