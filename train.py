@@ -30,7 +30,9 @@ def main() -> None:
     preset = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "digits"
     default = named[preset] if preset in named else load_config(Path(preset))
 
-    def command(config: Annotated[Config, tyro.conf.arg(name="")] = default, dry_run: bool = False) -> None:
+    def command(
+        config: Annotated[Config, tyro.conf.arg(name="")] = default, dry_run: bool = False
+    ) -> None:
         """Train a diffusion model: train.py [PRESET | CONFIG.json] [--flags]; weights: train.py import | export.
 
         PRESET is digits (the default), emoji or cifar10; CONFIG.json is the saved configuration of a run. The flags change
@@ -65,7 +67,9 @@ def _describe(config) -> None:
     else:
         dataset = load_dataset(config.data, shape)
         name, size = dataset.name, f"{dataset.size:,} "
-    print(f"data: {name}, {size}images of shape {shape}; batches {(config.train.batch_size, *shape)} in [-1, 1]")
+    print(
+        f"data: {name}, {size}images of shape {shape}; batches {(config.train.batch_size, *shape)} in [-1, 1]"
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,15 @@
 """DDIM as the paper writes it (Song, Meng, Ermon, arXiv:2010.02502), as pure JAX functions."""
 
 from .diffusion.encoding import encode, slerp
-from .diffusion.forward import Gaussian, add_noise, epsilon_weights, q_forward, q_marginal, q_reverse, x_0_weights
+from .diffusion.forward import (
+    Gaussian,
+    add_noise,
+    epsilon_weights,
+    q_forward,
+    q_marginal,
+    q_reverse,
+    x_0_weights,
+)
 from .diffusion.oracle import (
     Moments,
     empirical_oracle,

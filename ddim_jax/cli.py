@@ -16,7 +16,9 @@ def run(command: Callable[[], None]) -> int:
     """
     # Else JAX cuts its own frames out of a traceback, and a bug looks as if it were raised here.
     jax.config.update("jax_traceback_filtering", "off")
-    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS and Orbax advise there, about choices that were made here
+    logging.getLogger("absl").setLevel(
+        logging.ERROR
+    )  # TFDS and Orbax advise there, about choices that were made here
     try:
         command()
     except KeyboardInterrupt:
@@ -35,4 +37,6 @@ def _raised_here(error: BaseException) -> bool:
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
     home = Path(__file__).parent
-    return traceback is not None and Path(traceback.tb_frame.f_code.co_filename).is_relative_to(home)
+    return traceback is not None and Path(traceback.tb_frame.f_code.co_filename).is_relative_to(
+        home
+    )

@@ -35,7 +35,9 @@ class DataConfig:
 
     def directory(self) -> Path:
         """The data_dir in force."""
-        return Path(self.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+        return Path(
+            self.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+        ).expanduser()
 
     def check(self) -> None:
         """Raise ValueError if a field is out of range."""
@@ -64,17 +66,26 @@ class DiffusionConfig:
         """ᾱ_0 … ᾱ_T, shape (T+1,), float64."""
         cosine = self.schedule == "cosine"
         bars = alpha_bars(
-            cosine_betas(self.num_steps) if cosine else linear_betas(self.num_steps, self.beta_start, self.beta_end)
+            cosine_betas(self.num_steps)
+            if cosine
+            else linear_betas(self.num_steps, self.beta_start, self.beta_end)
         )
         return zero_terminal_snr(bars) if self.zero_terminal_snr else bars
 
     def check(self) -> None:
         """Raise ValueError if a field is out of range."""
         _require(self.num_steps >= 1, "diffusion.num-steps", self.num_steps, "1 or more")
-        _require(0 < self.beta_start < 1, "diffusion.beta-start", self.beta_start, "between 0 and 1")
+        _require(
+            0 < self.beta_start < 1, "diffusion.beta-start", self.beta_start, "between 0 and 1"
+        )
         _require(0 < self.beta_end < 1, "diffusion.beta-end", self.beta_end, "between 0 and 1")
         if self.zero_terminal_snr:
-            _require(self.num_steps >= 2, "diffusion.num-steps", self.num_steps, "2 or more with zero-terminal-snr")
+            _require(
+                self.num_steps >= 2,
+                "diffusion.num-steps",
+                self.num_steps,
+                "2 or more with zero-terminal-snr",
+            )
             _require(self.prediction != "epsilon", "diffusion.prediction", self.prediction,
                      "v or x0 with zero-terminal-snr, where x_T is pure noise and ε tells nothing of x_0")  # fmt: skip
 
@@ -111,21 +122,39 @@ class UNetConfig:
     def check(self) -> None:
         """Raise ValueError if the architecture does not fit its image size."""
         _require(
-            bool(self.multipliers) and min(self.multipliers) >= 1, "model.multipliers", self.multipliers, "one number ≥ 1 a level"
+            bool(self.multipliers) and min(self.multipliers) >= 1,
+            "model.multipliers",
+            self.multipliers,
+            "one number ≥ 1 a level",
         )
         levels = len(self.multipliers)
         _require(self.image_size >= 1 and self.image_size % 2 ** (levels - 1) == 0, "model.image-size", self.image_size,
                  f"a multiple of {2 ** (levels - 1)}, since {levels} levels halve it {levels - 1} times")  # fmt: skip
-        _require(self.image_channels in (1, 3), "model.image-channels", self.image_channels, "1 (grey) or 3 (RGB)")
+        _require(
+            self.image_channels in (1, 3),
+            "model.image-channels",
+            self.image_channels,
+            "1 (grey) or 3 (RGB)",
+        )
         _require(self.blocks >= 1, "model.blocks", self.blocks, "1 or more")
         _require(self.groups >= 1, "model.groups", self.groups, "1 or more")
         _require(self.channels >= 4 and self.channels % math.lcm(2, self.groups) == 0, "model.channels", self.channels,
                  f"a multiple of 2 and of model.groups = {self.groups}, at least 4")  # fmt: skip
         sizes = [self.image_size >> level for level in range(levels)]
         for size in self.attention_resolutions:
-            _require(size in sizes, "model.attention-resolutions", size, f"among the sizes of the levels, {sizes}")
+            _require(
+                size in sizes,
+                "model.attention-resolutions",
+                size,
+                f"among the sizes of the levels, {sizes}",
+            )
         _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "at least 0 and below 1")
-        _require(self.num_classes >= 0, "model.num-classes", self.num_classes, "0 (unconditional) or more")
+        _require(
+            self.num_classes >= 0,
+            "model.num-classes",
+            self.num_classes,
+            "0 (unconditional) or more",
+        )
 
 
 @dataclass(frozen=True)
@@ -190,12 +219,26 @@ class TrainConfig:
         for name, least in [("steps", 1), ("batch_size", 1), ("warmup_steps", 0), ("log_every", 1), ("sample_every", 0),
                             ("sample_images", 1), ("sample_steps", 1), ("evaluate_images", 0), ("checkpoint_every", 1),
                             ("keep_checkpoints", 1), ("accumulate", 1), ("validate_images", 0)]:  # fmt: skip
-            _require(getattr(self, name) >= least, f"train.{_flag(name)}", getattr(self, name), f"{least} or more")
+            _require(
+                getattr(self, name) >= least,
+                f"train.{_flag(name)}",
+                getattr(self, name),
+                f"{least} or more",
+            )
         for name in ("learning_rate", "clip_norm", "min_snr_gamma", "max_loss"):
-            _require(getattr(self, name) > 0, f"train.{_flag(name)}", getattr(self, name), "above 0")
+            _require(
+                getattr(self, name) > 0, f"train.{_flag(name)}", getattr(self, name), "above 0"
+            )
         for name in ("adam_b1", "adam_b2", "ema_decay", "label_dropout"):
-            _require(0 <= getattr(self, name) < 1, f"train.{_flag(name)}", getattr(self, name), "at least 0 and below 1")
-        _require(0 < self.gamma_eta <= 1, "train.gamma-eta", self.gamma_eta, "above 0 and at most 1")
+            _require(
+                0 <= getattr(self, name) < 1,
+                f"train.{_flag(name)}",
+                getattr(self, name),
+                "at least 0 and below 1",
+            )
+        _require(
+            0 < self.gamma_eta <= 1, "train.gamma-eta", self.gamma_eta, "above 0 and at most 1"
+        )
         _require(self.batch_size % self.accumulate == 0, "train.accumulate", self.accumulate,
                  f"a divisor of train.batch-size = {self.batch_size}")  # fmt: skip
         _require(self.decay == "constant" or self.warmup_steps < self.steps, "train.warmup-steps", self.warmup_steps,
@@ -255,7 +298,11 @@ def presets() -> dict[str, Config]:
         train=TrainConfig(steps=20_000, batch_size=64, learning_rate=5e-4, warmup_steps=500, decay="cosine", ema_decay=0.999,
                           sample_every=1_000, checkpoint_every=1_000),
     )  # fmt: skip
-    return {"digits": digits, "emoji": emoji, "cifar10": Config(out="runs/cifar10", data=DataConfig(source="cifar10"))}
+    return {
+        "digits": digits,
+        "emoji": emoji,
+        "cifar10": Config(out="runs/cifar10", data=DataConfig(source="cifar10")),
+    }
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -296,24 +343,41 @@ def config_from_dict(values: Any) -> Config:
 
 def differences(saved: Config, asked: Config) -> dict[str, tuple[Any, Any]]:
     """The fields in which two configurations differ, as {flag: (saved, asked)}."""
-    saved_fields, asked_fields = _flatten(dataclasses.asdict(saved)), _flatten(dataclasses.asdict(asked))
-    return {name: (saved_fields[name], asked_fields[name]) for name in saved_fields if saved_fields[name] != asked_fields[name]}
+    saved_fields, asked_fields = (
+        _flatten(dataclasses.asdict(saved)),
+        _flatten(dataclasses.asdict(asked)),
+    )
+    return {
+        name: (saved_fields[name], asked_fields[name])
+        for name in saved_fields
+        if saved_fields[name] != asked_fields[name]
+    }
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {_flag(prefix + name): value}
+        flat |= (
+            _flatten(value, f"{prefix}{name}.")
+            if isinstance(value, dict)
+            else {_flag(prefix + name): value}
+        )
     return flat
 
 
 def _from_dict(kind: Any, values: Any, prefix: str) -> Any:
     hints = typing.get_type_hints(kind)
     if not isinstance(values, dict):
-        raise ValueError(f"the configuration's {prefix or 'content'} is {values!r}; it must be an object of names and values.")
+        raise ValueError(
+            f"the configuration's {prefix or 'content'} is {values!r}; it must be an object of names and values."
+        )
     for name in values.keys() - hints.keys():
-        raise ValueError(f"the configuration has a field {prefix}{name}, which this version does not know; remove it.")
-    return kind(**{name: _value(hints[name], value, f"{prefix}{name}") for name, value in values.items()})
+        raise ValueError(
+            f"the configuration has a field {prefix}{name}, which this version does not know; remove it."
+        )
+    return kind(
+        **{name: _value(hints[name], value, f"{prefix}{name}") for name, value in values.items()}
+    )
 
 
 def _value(hint: Any, value: Any, name: str) -> Any:
@@ -326,10 +390,14 @@ def _value(hint: Any, value: Any, name: str) -> Any:
     elif origin is Literal:
         if value in options:
             return value
-        raise ValueError(f"the configuration's {name} is {value!r}; it must be one of {', '.join(map(str, options))}.")
+        raise ValueError(
+            f"the configuration's {name} is {value!r}; it must be one of {', '.join(map(str, options))}."
+        )
     elif type(value) is hint or (hint is float and type(value) is int):
         return hint(value)
-    raise ValueError(f"the configuration's {name} is {value!r}; it must be of type {getattr(hint, '__name__', hint)}.")
+    raise ValueError(
+        f"the configuration's {name} is {value!r}; it must be of type {getattr(hint, '__name__', hint)}."
+    )
 
 
 def _flag(name: str) -> str:

@@ -30,11 +30,19 @@ def setup() -> None:
     settings: Any = jax.config
     split_already = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not split_already and settings.jax_num_cpu_devices < 1:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        with contextlib.suppress(RuntimeError):  # arrays were made before: the devices are what they are
+        cores = (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1
+        )
+        with contextlib.suppress(
+            RuntimeError
+        ):  # arrays were made before: the devices are what they are
             settings.update("jax_num_cpu_devices", cores)
     if settings.jax_compilation_cache_dir is None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ddim_jax" / "xla"
+        cache = (
+            Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ddim_jax" / "xla"
+        )
         settings.update("jax_compilation_cache_dir", str(cache))
     # Small programs, too: a second start compiles nothing.
     settings.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -60,7 +68,12 @@ def _join_processes() -> None:
     given = {name: os.environ[name] for name in names if os.environ.get(name)}
     if given:
         address, count, index = (given.get(name, "") for name in names)
-        if not (address.rpartition(":")[2].isdigit() and count.isdigit() and index.isdigit() and int(index) < int(count)):
+        if not (
+            address.rpartition(":")[2].isdigit()
+            and count.isdigit()
+            and index.isdigit()
+            and int(index) < int(count)
+        ):
             raise ValueError(
                 f"the environment has {given}; set JAX_COORDINATOR_ADDRESS to host:port of the first process, JAX_NUM_PROCESSES "
                 "to their number n and JAX_PROCESS_ID to one of 0 to n − 1, another in each process."
@@ -99,7 +112,9 @@ def make_mesh(batch_size: int, data: int = 0, fsdp: int = 1) -> Mesh:
     options = [n for n in range(1, len(devices) // fsdp + 1) if batch_size % (n * fsdp) == 0]
     size = f"--mesh.data {data or 'any'} × --mesh.fsdp {fsdp}"
     if data * fsdp > len(devices) or fsdp > len(devices):
-        raise ValueError(f"{size} needs more devices than the {describe()} that there are; choose smaller numbers.")
+        raise ValueError(
+            f"{size} needs more devices than the {describe()} that there are; choose smaller numbers."
+        )
     if not options or (data and data not in options):
         raise ValueError(f"{size} does not divide a batch of {batch_size} evenly (its part, with --train.accumulate); "
                          f"choose a multiple of {max(data, 1) * fsdp}.")  # fmt: skip
@@ -110,7 +125,9 @@ def make_mesh(batch_size: int, data: int = 0, fsdp: int = 1) -> Mesh:
             f"choose a batch that is a multiple of {len(devices)}, and a mesh of as many."
         )
     # In the order of the processes, so that each has one piece of the batch.
-    return Mesh(np.array(devices[: shape[0] * fsdp]).reshape(shape), _AXES, axis_types=(AxisType.Auto,) * 2)
+    return Mesh(
+        np.array(devices[: shape[0] * fsdp]).reshape(shape), _AXES, axis_types=(AxisType.Auto,) * 2
+    )
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
@@ -169,7 +186,9 @@ def full_batch(count: int) -> int:
     >>> full_batch(7)
     7
     """
-    return count if jax.process_count() == 1 else -(-count // jax.device_count()) * jax.device_count()
+    return (
+        count if jax.process_count() == 1 else -(-count // jax.device_count()) * jax.device_count()
+    )
 
 
 def describe() -> str:
@@ -179,4 +198,6 @@ def describe() -> str:
     True
     """
     devices, processes = jax.devices(), jax.process_count()
-    return f"{len(devices)} × {devices[0].device_kind}" + (f" in {processes} processes" if processes > 1 else "")
+    return f"{len(devices)} × {devices[0].device_kind}" + (
+        f" in {processes} processes" if processes > 1 else ""
+    )

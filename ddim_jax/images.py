@@ -51,9 +51,16 @@ def save_grid(images: UInt8[np.ndarray, "B H W C"], path: Path) -> None:
     scale = -(-_TILE // max(height, width))
     columns = int(np.ceil(np.sqrt(count)))
     rows = -(-count // columns)
-    canvas = np.full((rows * (height * scale + _GAP) + _GAP, columns * (width * scale + _GAP) + _GAP, channels), 255, np.uint8)
+    canvas = np.full(
+        (rows * (height * scale + _GAP) + _GAP, columns * (width * scale + _GAP) + _GAP, channels),
+        255,
+        np.uint8,
+    )
     for i, image in enumerate(images.repeat(scale, 1).repeat(scale, 2)):
-        top, left = (_GAP + (i // columns) * (height * scale + _GAP), _GAP + (i % columns) * (width * scale + _GAP))
+        top, left = (
+            _GAP + (i // columns) * (height * scale + _GAP),
+            _GAP + (i % columns) * (width * scale + _GAP),
+        )
         canvas[top : top + height * scale, left : left + width * scale] = image
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(canvas[..., 0] if channels == 1 else canvas).save(path)

@@ -208,7 +208,9 @@ def paired_differences(images_a: Numbers, images_b: Numbers) -> np.ndarray:
     """
     a, b = np.asarray(images_a, np.float64), np.asarray(images_b, np.float64)
     if a.shape != b.shape or a.size == 0 or a.ndim < 1:
-        raise ValueError(f"images have shapes {a.shape} and {b.shape}; give two of one shape (N ≥ 1, ...).")
+        raise ValueError(
+            f"images have shapes {a.shape} and {b.shape}; give two of one shape (N ≥ 1, ...)."
+        )
     return np.sqrt(((a - b) ** 2).reshape(len(a), -1).mean(1))
 
 
@@ -229,14 +231,22 @@ def mean_value(reference: Numbers, values: Numbers) -> float:
 
     Source: definition.
     """
-    return float(np.mean(np.asarray(values, np.float64)) - np.mean(np.asarray(reference, np.float64)))
+    return float(
+        np.mean(np.asarray(values, np.float64)) - np.mean(np.asarray(reference, np.float64))
+    )
 
 
 Statistic = Callable[..., float]  # statistic(reference, samples), symmetric in the samples
 
 
 def bootstrap(
-    statistic: Statistic, reference: Numbers, samples: Numbers, *, resamples: int = 200, level: float = 0.95, seed: int = 0
+    statistic: Statistic,
+    reference: Numbers,
+    samples: Numbers,
+    *,
+    resamples: int = 200,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> Interval:
     """A half-sample bootstrap interval of a statistic of generated samples.
 
@@ -311,15 +321,23 @@ def bootstrap_difference(
     return _interval(statistic, reference, [samples_a, samples_b], resamples, level, seed)
 
 
-def _interval(statistic: Statistic, reference: Numbers, sets: list, resamples: int, level: float, seed: int) -> Interval:
+def _interval(
+    statistic: Statistic, reference: Numbers, sets: list, resamples: int, level: float, seed: int
+) -> Interval:
     sets = [np.asarray(samples, np.float64) for samples in sets]
     lengths = [len(samples) if samples.ndim else 0 for samples in sets]
     if min(lengths) < 4 or len(set(lengths)) > 1:
-        raise ValueError(f"samples have shapes {[samples.shape for samples in sets]}; give (N, ...) with one N ≥ 4.")
+        raise ValueError(
+            f"samples have shapes {[samples.shape for samples in sets]}; give (N, ...) with one N ≥ 4."
+        )
     if resamples < 2 or not 0 < level < 1:
-        raise ValueError(f"resamples is {resamples} and level {level}; give resamples ≥ 2 and 0 < level < 1.")
+        raise ValueError(
+            f"resamples is {resamples} and level {level}; give resamples ≥ 2 and 0 < level < 1."
+        )
     n = lengths[0]
-    first = np.random.default_rng(seed).permuted(np.tile(np.arange(n) < n // 2, (resamples, 1)), axis=1)
+    first = np.random.default_rng(seed).permuted(
+        np.tile(np.arange(n) < n // 2, (resamples, 1)), axis=1
+    )
     subsets = np.concatenate([np.ones((1, n), bool), first, ~first])
     values = [_on_subsets(statistic, reference, samples, subsets) for samples in sets]
     value, *halves = values[0] if len(values) == 1 else values[0] - values[1]
@@ -331,9 +349,13 @@ def _interval(statistic: Statistic, reference: Numbers, sets: list, resamples: i
     return Interval(float(value), float(value - reach), float(value + reach))
 
 
-def _on_subsets(statistic: Statistic, reference: Numbers, samples: np.ndarray, subsets: np.ndarray) -> np.ndarray:
+def _on_subsets(
+    statistic: Statistic, reference: Numbers, samples: np.ndarray, subsets: np.ndarray
+) -> np.ndarray:
     """The statistic of each subset of the samples: (R, N) of bool → (R,)."""
-    whole, options = (statistic.func, statistic.keywords) if isinstance(statistic, partial) else (statistic, {})
+    whole, options = (
+        (statistic.func, statistic.keywords) if isinstance(statistic, partial) else (statistic, {})
+    )
     if whole in _ON_SUBSETS:  # what the subsets share is computed once
         return _ON_SUBSETS[whole](*_features(reference, samples), subsets, **options)
     return np.array([statistic(reference, samples[subset]) for subset in subsets])
@@ -347,7 +369,9 @@ def _on_all(on_subsets: Callable, a: Numbers, b: Numbers, **options: int) -> flo
 def _features(features_a: Numbers, features_b: Numbers) -> tuple[np.ndarray, np.ndarray]:
     a, b = np.asarray(features_a, np.float64), np.asarray(features_b, np.float64)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        raise ValueError(f"features have shapes {a.shape} and {b.shape}; give (N, D) and (M, D) with N, M ≥ 2.")
+        raise ValueError(
+            f"features have shapes {a.shape} and {b.shape}; give (N, D) and (M, D) with N, M ≥ 2."
+        )
     return a, b
 
 
@@ -402,14 +426,17 @@ def _coverage(real: np.ndarray, fake: np.ndarray, subsets: np.ndarray, k: int = 
         radii = _nearest(real, k, min(k * int(scale), len(real) - 1))[0][:, -1:]
         chosen = subsets[scales == scale].T.astype(np.float32)
         covered[scales == scale] = sum(
-            ((squares <= radii[rows]).astype(np.float32) @ chosen > 0).sum(0) for rows, squares in _squared_distances(real, fake)
+            ((squares <= radii[rows]).astype(np.float32) @ chosen > 0).sum(0)
+            for rows, squares in _squared_distances(real, fake)
         )
     return covered / len(real)
 
 
 def _recall(real: np.ndarray, fake: np.ndarray, subsets: np.ndarray, k: int = 3) -> np.ndarray:
     if k >= subsets.sum(1).min():
-        raise ValueError(f"k is {k} for {subsets.sum(1).min()} points (half of the set in a bootstrap); give 1 ≤ k < that.")
+        raise ValueError(
+            f"k is {k} for {subsets.sum(1).min()} points (half of the set in a bootstrap); give 1 ≤ k < that."
+        )
     # The k-th neighbour within a half is among so many of all but for a chance below 1e-10.
     near, index = _nearest(fake, k, k if subsets.all() else min(4 * k + 40, len(fake) - 1))
     radii = np.full(subsets.shape, -1.0)  # of no ball
@@ -418,7 +445,9 @@ def _recall(real: np.ndarray, fake: np.ndarray, subsets: np.ndarray, k: int = 3)
         row[subset] = near[subset, np.argmax(counts == k, axis=1)]
     covered = np.zeros((len(subsets), len(real)), bool)
     for rows, squares in _squared_distances(real, fake):
-        i, j = np.nonzero(squares <= radii.max(0))  # few pairs are within reach of any subset's balls
+        i, j = np.nonzero(
+            squares <= radii.max(0)
+        )  # few pairs are within reach of any subset's balls
         squares = squares[i, j]
         for found, row in zip(covered[:, rows], radii, strict=True):
             found[i[squares <= row[j]]] = True
@@ -446,7 +475,10 @@ def _squared_distances(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np
     for rows in _blocks(len(a), len(b)):
         scale = squares_a[rows, None] + squares_b
         squares = scale - 2 * a[rows] @ b.T
-        yield rows, np.where(squares < 1e-12 * scale, 0, squares)  # equal points are at 0, not at a rounding error
+        yield (
+            rows,
+            np.where(squares < 1e-12 * scale, 0, squares),
+        )  # equal points are at 0, not at a rounding error
 
 
 def _blocks(rows: int, columns: int) -> Iterator[slice]:
@@ -460,7 +492,9 @@ def _nearest(points: np.ndarray, k: int, count: int) -> tuple[np.ndarray, np.nda
         raise ValueError(f"k is {k} for {len(points)} points; give 1 ≤ k < that.")
     near, index = np.empty((len(points), count)), np.empty((len(points), count), int)
     for rows, squares in _squared_distances(points, points):
-        squares[np.arange(len(squares)), np.arange(rows.start, rows.stop)] = np.inf  # not the point itself
+        squares[np.arange(len(squares)), np.arange(rows.start, rows.stop)] = (
+            np.inf
+        )  # not the point itself
         some = np.argpartition(squares, count - 1, axis=1)[:, :count]
         some = np.take_along_axis(some, np.argsort(np.take_along_axis(squares, some, 1), axis=1), 1)
         near[rows], index[rows] = np.take_along_axis(squares, some, 1), some

@@ -19,7 +19,9 @@ from pathlib import Path  # noqa: E402
 
 import jaxtyping  # noqa: E402
 
-jaxtyping.install_import_hook("ddim_jax", "beartype.beartype")  # shapes and types are checked at every call
+jaxtyping.install_import_hook(
+    "ddim_jax", "beartype.beartype"
+)  # shapes and types are checked at every call
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -93,7 +95,9 @@ def tiny_run(tmp_path_factory):
 def tiny_config(config, out, **settings):
     from dataclasses import replace
 
-    model = replace(config.model, channels=4, groups=2, multipliers=(1,), blocks=1, attention_resolutions=())
+    model = replace(
+        config.model, channels=4, groups=2, multipliers=(1,), blocks=1, attention_resolutions=()
+    )
     values = {"steps": 3, "warmup_steps": 1, "batch_size": 16, "sample_images": 4, "sample_steps": 4, "sample_every": 0,
               "evaluate_images": 0, "validate_images": 0, "checkpoint_every": 2, "log_every": 1, **settings}  # fmt: skip
     return replace(config, out=str(out), model=model, train=replace(config.train, **values))

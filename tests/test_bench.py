@@ -36,7 +36,9 @@ def test_the_table_is_written_as_json(call, tmp_path, monkeypatch):
     report = json.loads(out.read_text())
     rows = report["measures"]["overhead"]
     assert [row["measure"][-3:] for row in rows] == ["η=0", "η=1"]
-    assert all(0 < row["value"] < 1e4 and row["unit"] == "ms" and row["peer"] is None for row in rows)
+    assert all(
+        0 < row["value"] < 1e4 and row["unit"] == "ms" and row["peer"] is None for row in rows
+    )
     assert report["settings"]["rounds"] == 1
 
 
@@ -46,7 +48,10 @@ def test_the_table_is_written_as_json(call, tmp_path, monkeypatch):
         (["--rounds", "0"], ["--rounds is 0", "1 or more"]),
         (["--batch-size", "-1"], ["--batch-size is -1"]),
         (["--out", "nowhere/bench.json"], ["--out is nowhere/bench.json", "make it"]),
-        (["--what", "overhead", "--against", "diffusers"], ["--against is diffusers", "torch", "pip install"]),
+        (
+            ["--what", "overhead", "--against", "diffusers"],
+            ["--against is diffusers", "torch", "pip install"],
+        ),
     ],
 )
 def test_mistakes_are_one_sentence(call, monkeypatch, arguments, words):
@@ -59,7 +64,9 @@ def test_mistakes_are_one_sentence(call, monkeypatch, arguments, words):
 
 @pytest.fixture(scope="module")
 def tiny():
-    model = UNetConfig(8, 1, channels=4, multipliers=(1,), blocks=1, attention_resolutions=(), groups=2)
+    model = UNetConfig(
+        8, 1, channels=4, multipliers=(1,), blocks=1, attention_resolutions=(), groups=2
+    )
     config = presets()["digits"]
     return replace(config, model=model, train=replace(config.train, batch_size=8))
 
@@ -79,6 +86,8 @@ def test_a_peer_with_other_images_is_not_timed(tiny):
             np.save(arguments["out"], np.ones((8, 1, 8, 8), np.float32))
         return {"seconds": 1.0}
 
-    with pytest.raises(RuntimeError, match=r"images: we and diffusers differ by .* nothing was timed"):
+    with pytest.raises(
+        RuntimeError, match=r"images: we and diffusers differ by .* nothing was timed"
+    ):
         bench_network(tiny, 1, ask)
     assert asked == ["load", "sample"]

@@ -17,8 +17,16 @@ print(jax.device_count(), jax.config.jax_compilation_cache_dir)
 
 
 def run(**environment):
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], env=clean | environment, check=True, capture_output=True, text=True)
+    clean = {
+        name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env=clean | environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     return done.stdout.split()
 
 
@@ -29,7 +37,10 @@ def test_each_core_becomes_a_device_and_programs_are_cached(tmp_path):
 
 
 def test_the_environment_wins():
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=3", "JAX_COMPILATION_CACHE_DIR": "/somewhere"}
+    flags = {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=3",
+        "JAX_COMPILATION_CACHE_DIR": "/somewhere",
+    }
     assert run(**flags) == ["3", "/somewhere"]
     assert run(JAX_NUM_CPU_DEVICES="5", JAX_COMPILATION_CACHE_DIR="/somewhere")[0] == "5"
 
@@ -61,9 +72,21 @@ def test_a_mesh_that_cannot_be(batch, data, fsdp, message):
 
 def test_a_state_is_split_along_its_longest_dimension_that_divides():
     mesh = devices.make_mesh(8, 1, 8)
-    state = {"kernel": np.zeros((3, 3, 16, 32)), "in": np.zeros((3, 3, 3, 24)), "bias": np.zeros(3), "step": np.zeros(())}
-    specs = {name: tuple(place.spec) for name, place in devices.state_shardings(state, mesh).items()}
-    assert specs == {"kernel": (None, None, None, "fsdp"), "in": (None, None, None, "fsdp"), "bias": (), "step": ()}
+    state = {
+        "kernel": np.zeros((3, 3, 16, 32)),
+        "in": np.zeros((3, 3, 3, 24)),
+        "bias": np.zeros(3),
+        "step": np.zeros(()),
+    }
+    specs = {
+        name: tuple(place.spec) for name, place in devices.state_shardings(state, mesh).items()
+    }
+    assert specs == {
+        "kernel": (None, None, None, "fsdp"),
+        "in": (None, None, None, "fsdp"),
+        "bias": (),
+        "step": (),
+    }
 
 
 @pytest.mark.parametrize(
@@ -75,7 +98,9 @@ def test_a_state_is_split_along_its_longest_dimension_that_divides():
 def test_half_an_address_is_refused(monkeypatch, environment):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match=r"the environment has .*set JAX_COORDINATOR_ADDRESS to host:port"):
+    with pytest.raises(
+        ValueError, match=r"the environment has .*set JAX_COORDINATOR_ADDRESS to host:port"
+    ):
         devices.setup()
 
 
@@ -85,7 +110,12 @@ def test_half_an_address_is_refused(monkeypatch, environment):
      ({"JAX_COORDINATOR_ADDRESS": "node:1234", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}, [("node:1234", 2, 1)])],
 )  # fmt: skip
 def test_processes_join_where_there_are_several(monkeypatch, environment, arguments):
-    for name in ("SLURM_STEP_NUM_TASKS", "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+    for name in (
+        "SLURM_STEP_NUM_TASKS",
+        "JAX_COORDINATOR_ADDRESS",
+        "JAX_NUM_PROCESSES",
+        "JAX_PROCESS_ID",
+    ):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

@@ -34,7 +34,10 @@ def room(module):
     return module.split(".")[1] if module.startswith("ddim_jax.") else None
 
 
-MODULES = {".".join(["ddim_jax", *path.relative_to(PACKAGE).with_suffix("").parts]): path for path in PACKAGE.rglob("*.py")}
+MODULES = {
+    ".".join(["ddim_jax", *path.relative_to(PACKAGE).with_suffix("").parts]): path
+    for path in PACKAGE.rglob("*.py")
+}
 
 
 def test_every_room_has_a_floor():
@@ -62,14 +65,34 @@ def test_a_module_imports_only_from_floors_below(module):
 
 @pytest.mark.parametrize("library", OWNERS)
 def test_one_file_owns_a_library(library):
-    users = [module for module, path in MODULES.items() if any(name.split(".")[0] == library for name in imports(path))]
+    users = [
+        module
+        for module, path in MODULES.items()
+        if any(name.split(".")[0] == library for name in imports(path))
+    ]
     assert users == [OWNERS[library]]
 
 
 def test_importing_the_package_needs_only_jax_numpy_and_jaxtyping():
     code = "import sys, ddim_jax; print(*{name.split('.')[0] for name in sys.modules})"
-    loaded = set(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split())
-    heavy = {"flax", "optax", "orbax", "grain", "tensorflow_datasets", "tensorflow", "torch", "matplotlib", "PIL", "rich", "tyro"}
+    loaded = set(
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        ).stdout.split()
+    )
+    heavy = {
+        "flax",
+        "optax",
+        "orbax",
+        "grain",
+        "tensorflow_datasets",
+        "tensorflow",
+        "torch",
+        "matplotlib",
+        "PIL",
+        "rich",
+        "tyro",
+    }
     assert not loaded & heavy
 
 

@@ -25,9 +25,13 @@ def test_values_that_are_not_finite_are_refused():
 @pytest.mark.parametrize(("count", "grid"), [(1, (1, 1)), (4, (2, 2)), (5, (2, 3)), (64, (8, 8))])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_grid_shows_each_image_in_reading_order(tmp_path, count, grid, channels):
-    images = np.arange(count, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, channels), np.uint8)
+    images = np.arange(count, dtype=np.uint8)[:, None, None, None] * np.ones(
+        (1, 8, 8, channels), np.uint8
+    )
     save_grid(images, tmp_path / "new" / "grid.png")
-    picture = np.asarray(Image.open(tmp_path / "new" / "grid.png")).reshape(-1, (48 + 2) * grid[1] + 2, channels)
+    picture = np.asarray(Image.open(tmp_path / "new" / "grid.png")).reshape(
+        -1, (48 + 2) * grid[1] + 2, channels
+    )
     assert picture.shape == ((48 + 2) * grid[0] + 2, (48 + 2) * grid[1] + 2, channels)
     for i in range(count):
         top, left = 2 + 50 * (i // grid[1]), 2 + 50 * (i % grid[1])

@@ -23,7 +23,10 @@ STATISTICS = [frechet_distance, kernel_distance, precision, recall, density, cov
 
 def test_frechet_against_a_general_matrix_square_root():
     rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(300, 6)) @ rng.normal(size=(6, 6)), rng.normal(size=(200, 6)) @ rng.normal(size=(6, 6)) + 1
+    a, b = (
+        rng.normal(size=(300, 6)) @ rng.normal(size=(6, 6)),
+        rng.normal(size=(200, 6)) @ rng.normal(size=(6, 6)) + 1,
+    )
     cov_a, cov_b = np.cov(a.T), np.cov(b.T)
     root = scipy.linalg.sqrtm(cov_a @ cov_b).real
     expected = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(cov_a + cov_b - 2 * root)
@@ -59,7 +62,14 @@ def test_kernel_against_a_double_loop():
     a, b = rng.normal(size=(13, 5)) + 1, rng.normal(size=(9, 5)) * 2
 
     def mean(x, y, same):
-        return np.mean([(sum(p * q) / 5 + 1) ** 3 for i, p in enumerate(x) for j, q in enumerate(y) if not (same and i == j)])
+        return np.mean(
+            [
+                (sum(p * q) / 5 + 1) ** 3
+                for i, p in enumerate(x)
+                for j, q in enumerate(y)
+                if not (same and i == j)
+            ]
+        )
 
     expected = mean(a, a, True) + mean(b, b, True) - 2 * mean(a, b, False)
     assert kernel_distance(a, b) == pytest.approx(expected, rel=1e-12)
@@ -71,7 +81,10 @@ def test_kernel_is_unbiased_for_gaussians_in_closed_form():
     moments = np.array([[0, 1, 0], [shift, shift**2 + scale**2, shift**3 + 3 * shift * scale**2]])
     expected = np.dot([3, 3, 1], (moments[0] - moments[1]) ** 2)
     rng = np.random.default_rng(5)
-    draws = [kernel_distance(rng.normal(size=(10, 1)), shift + scale * rng.normal(size=(15, 1))) for _ in range(2500)]
+    draws = [
+        kernel_distance(rng.normal(size=(10, 1)), shift + scale * rng.normal(size=(15, 1)))
+        for _ in range(2500)
+    ]
     error = np.std(draws) / np.sqrt(len(draws))
     assert abs(np.mean(draws) - expected) < 3 * error < 0.25 * expected
     null = [kernel_distance(rng.normal(size=(5, 2)), rng.normal(size=(5, 2))) for _ in range(1500)]
@@ -81,12 +94,20 @@ def test_kernel_is_unbiased_for_gaussians_in_closed_form():
 
 def balls(points, k):
     """Radius of each point's ball, by loops."""
-    return [sorted(np.linalg.norm(p - q) for j, q in enumerate(points) if j != i)[k - 1] for i, p in enumerate(points)]
+    return [
+        sorted(np.linalg.norm(p - q) for j, q in enumerate(points) if j != i)[k - 1]
+        for i, p in enumerate(points)
+    ]
 
 
 def inside(points, k, others):
     """[i, j]: others[j] is in the ball of points[i]."""
-    return np.array([[np.linalg.norm(q - p) <= r for q in others] for p, r in zip(points, balls(points, k), strict=True)])
+    return np.array(
+        [
+            [np.linalg.norm(q - p) <= r for q in others]
+            for p, r in zip(points, balls(points, k), strict=True)
+        ]
+    )
 
 
 @pytest.mark.parametrize("k", [1, 2, 4])
@@ -103,7 +124,10 @@ def test_neighbours_against_loops(k, offset):
 
 def test_neighbours_in_blocks_of_rows():
     rng = np.random.default_rng(7)
-    real, fake = rng.normal(size=(1500, 2)), rng.normal(size=(1400, 2)) * 1.5  # 2²⁰ entries are fewer than 1500 × 1400
+    real, fake = (
+        rng.normal(size=(1500, 2)),
+        rng.normal(size=(1400, 2)) * 1.5,
+    )  # 2²⁰ entries are fewer than 1500 × 1400
     for points, others, statistic in ((real, fake, precision), (fake, real, recall)):
         squares = ((points[:, None] - points) ** 2).sum(-1)
         radii = np.sort(squares, axis=1)[:, 3]
@@ -114,13 +138,22 @@ def test_neighbours_in_blocks_of_rows():
 def test_neighbours_of_equal_sets_of_distant_sets_and_of_collapse():
     real = np.random.default_rng(8).normal(size=(60, 3))
     # Each ball holds its centre and k others, the one on the sphere included.
-    assert (precision(real, real), recall(real, real), density(real, real), coverage(real, real)) == (1, 1, 6 / 5, 1)
+    assert (
+        precision(real, real),
+        recall(real, real),
+        density(real, real),
+        coverage(real, real),
+    ) == (1, 1, 6 / 5, 1)
     assert [statistic(real, real + 100) for statistic in STATISTICS[2:]] == [0, 0, 0, 0]
     for i in range(60):
-        collapsed = np.tile(real[i], (60, 1))  # every fake is one real point, whose ball has no radius
+        collapsed = np.tile(
+            real[i], (60, 1)
+        )  # every fake is one real point, whose ball has no radius
         assert (precision(real, collapsed), recall(real, collapsed)) == (1, 1 / 60)
     assert coverage(real, collapsed) == np.mean(inside(real, 5, real[-1:]))
-    assert density(real, collapsed) == pytest.approx(12 * coverage(real, collapsed))  # 60 of 60 in each ball that holds one
+    assert density(real, collapsed) == pytest.approx(
+        12 * coverage(real, collapsed)
+    )  # 60 of 60 in each ball that holds one
 
 
 def test_paired_differences_of_images():
@@ -150,7 +183,9 @@ def assert_nominal(intervals, values):
     covered = sum(low <= np.mean(values) <= high for _, low, high in intervals)
     least, most = scipy.stats.binom.interval(0.998, len(intervals), LEVEL)
     assert least <= covered <= most
-    errors = np.array([high - low for _, low, high in intervals]) / (2 * scipy.stats.norm.ppf((1 + LEVEL) / 2))
+    errors = np.array([high - low for _, low, high in intervals]) / (
+        2 * scipy.stats.norm.ppf((1 + LEVEL) / 2)
+    )
     assert 0.87 < np.sqrt(np.mean(errors**2)) / np.std(values) < 1.2
 
 
@@ -158,7 +193,10 @@ def assert_nominal(intervals, values):
 def test_intervals_cover_the_expected_value_at_their_rate(statistic):
     rng = np.random.default_rng(11)
     values = [statistic(REAL, draw(rng)) for _ in range(400)]
-    intervals = [bootstrap(statistic, REAL, draw(rng), resamples=40, level=LEVEL, seed=i) for i in range(SIMULATIONS)]
+    intervals = [
+        bootstrap(statistic, REAL, draw(rng), resamples=40, level=LEVEL, seed=i)
+        for i in range(SIMULATIONS)
+    ]
     assert_nominal(intervals, values)
 
 
@@ -167,8 +205,13 @@ def test_the_bias_of_the_distance_is_not_added_twice():
     real = rng.normal(size=(250, 12))
     draws = [1.5 * rng.normal(size=(60, 12)) for _ in range(400)]
     values = [frechet_distance(real, samples) for samples in draws]
-    assert np.mean(values) > 1.1 * frechet_distance(real, np.concatenate(draws))  # what it would be without the bias at N = 60
-    intervals = [bootstrap(frechet_distance, real, samples, resamples=40, level=LEVEL) for samples in draws[:SIMULATIONS]]
+    assert np.mean(values) > 1.1 * frechet_distance(
+        real, np.concatenate(draws)
+    )  # what it would be without the bias at N = 60
+    intervals = [
+        bootstrap(frechet_distance, real, samples, resamples=40, level=LEVEL)
+        for samples in draws[:SIMULATIONS]
+    ]
     assert_nominal(intervals, values)
 
 
@@ -200,11 +243,17 @@ def test_an_interval_holds_the_statistic_and_repeats_on_a_seed(statistic):
     interval = bootstrap(statistic, REAL, samples)
     assert interval.value == pytest.approx(statistic(REAL, samples), rel=1e-12)
     assert interval.low < interval.value < interval.high
-    assert interval == bootstrap(statistic, REAL, samples, seed=0) != bootstrap(statistic, REAL, samples, seed=1)
+    assert (
+        interval
+        == bootstrap(statistic, REAL, samples, seed=0)
+        != bootstrap(statistic, REAL, samples, seed=1)
+    )
     assert bootstrap(statistic, REAL, samples, level=0.5).high < interval.high
 
 
-@pytest.mark.parametrize("statistic", [frechet_distance, kernel_distance, precision, recall, density])
+@pytest.mark.parametrize(
+    "statistic", [frechet_distance, kernel_distance, precision, recall, density]
+)
 def test_what_subsets_share_changes_nothing(statistic):
     samples = draw(np.random.default_rng(14))[:60]
     plain = bootstrap(lambda *sets: statistic(*sets), REAL, samples, resamples=20)

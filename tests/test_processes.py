@@ -17,10 +17,28 @@ from ddim_jax.training.checkpoint import latest_step
 from tests.conftest import ROOT
 
 TRAIN = [
-    *("--model.channels", "8", "--model.groups", "2", "--model.multipliers", "1", "--model.blocks", "1"),
+    *(
+        "--model.channels",
+        "8",
+        "--model.groups",
+        "2",
+        "--model.multipliers",
+        "1",
+        "--model.blocks",
+        "1",
+    ),
     *("--model.attention-resolutions", "--model.num-classes", "10"),
     *("--train.batch-size", "16", "--train.warmup-steps", "2", "--train.decay", "constant"),
-    *("--train.sample-every", "0", "--train.sample-images", "4", "--train.sample-steps", "2", "--train.evaluate-images", "0"),
+    *(
+        "--train.sample-every",
+        "0",
+        "--train.sample-images",
+        "4",
+        "--train.sample-steps",
+        "2",
+        "--train.evaluate-images",
+        "0",
+    ),
     *("--train.validate-images", "32", "--train.log-every", "1"),
 ]
 
@@ -30,10 +48,17 @@ def start(name, *arguments):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2", "JAX_NUM_CPU_DEVICES": "1"}
+    job = {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_NUM_CPU_DEVICES": "1",
+    }
     command = [sys.executable, str(ROOT / f"{name}.py"), *map(str, arguments)]
     options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return [subprocess.Popen(command, env=os.environ | job | {"JAX_PROCESS_ID": str(k)}, **options) for k in range(2)]
+    return [
+        subprocess.Popen(command, env=os.environ | job | {"JAX_PROCESS_ID": str(k)}, **options)
+        for k in range(2)
+    ]
 
 
 def finish(processes):
@@ -63,7 +88,17 @@ def close(found, expected):
 @pytest.mark.slow
 def test_two_processes_and_one_do_the_same(tmp_path, command):
     one = tmp_path / "one"
-    arguments = ["--out", one, *TRAIN, "--train.checkpoint-every", 2, "--train.steps", 4, "--mesh.data", 2]
+    arguments = [
+        "--out",
+        one,
+        *TRAIN,
+        "--train.checkpoint-every",
+        2,
+        "--train.steps",
+        4,
+        "--mesh.data",
+        2,
+    ]
     status, _, err = command("train", *arguments)
     assert (status, err) == (0, "")
 
@@ -81,7 +116,9 @@ def test_two_processes_and_one_do_the_same(tmp_path, command):
     processes = start("train", "--out", two, *TRAIN, "--train.steps", 1000)
     deadline = time.monotonic() + 200
     while len(lines(two)) < 6:
-        assert all(process.poll() is None for process in processes), [process.communicate() for process in processes]
+        assert all(process.poll() is None for process in processes), [
+            process.communicate() for process in processes
+        ]
         assert time.monotonic() < deadline
         time.sleep(0.01)
     processes[1].send_signal(signal.SIGTERM)
@@ -89,14 +126,18 @@ def test_two_processes_and_one_do_the_same(tmp_path, command):
     stopped = latest_step(two)
     assert f"stopped at step {stopped} of 1000; checkpoint saved" in text
     close({step: loss for step, loss in losses(two).items() if step <= 4}, losses(one))
-    status, out, err = command("train", "--out", two, *TRAIN, "--train.steps", stopped + 2, "--mesh.data", 1)
+    status, out, err = command(
+        "train", "--out", two, *TRAIN, "--train.steps", stopped + 2, "--mesh.data", 1
+    )
     assert (status, err) == (0, "")
     assert f"goes on from step {stopped}" in out
     assert latest_step(two) == stopped + 2 == len(lines(two))
 
     # The images of a seed are those of the seed.
     draw = ["generate", one, "--num-images", 5, "--steps", 3, "--eta", 1, "--label", 1, 2]
-    text = finish(start("sample", *draw, "--out", tmp_path / "two.npz", "--batch-size", 3))  # filled up to 4, for two devices
+    text = finish(
+        start("sample", *draw, "--out", tmp_path / "two.npz", "--batch-size", 3)
+    )  # filled up to 4, for two devices
     assert "5 images" in text
     assert command("sample", *draw, "--out", tmp_path / "one.npz")[0] == 0
     with np.load(tmp_path / "one.npz") as expected, np.load(tmp_path / "two.npz") as found:

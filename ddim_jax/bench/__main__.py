@@ -57,11 +57,17 @@ class BenchConfig:
         """Raise ValueError if a field is out of range."""
         for name, least in (("batch_size", 0), ("rounds", 1)):
             if getattr(self, name) < least:
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be {least} or more.")
+                raise ValueError(
+                    f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be {least} or more."
+                )
         if not self.networks or not self.what:
-            raise ValueError("--networks and --what are empty; name at least one of each, or leave the flags out.")
+            raise ValueError(
+                "--networks and --what are empty; name at least one of each, or leave the flags out."
+            )
         if not self.out.parent.is_dir():
-            raise ValueError(f"--out is {self.out}, in no directory that there is; make it, or choose another place.")
+            raise ValueError(
+                f"--out is {self.out}, in no directory that there is; make it, or choose another place."
+            )
 
     def config(self, name: str) -> Config:
         """A preset with the batch size of the benchmark."""
@@ -74,7 +80,9 @@ def measure(settings: BenchConfig, console: Console, ask: Peer | None) -> dict[s
     """The rows of each thing measured, each printed when it is there."""
     first = settings.networks[0]
     config, rounds = settings.config(first), settings.rounds
-    machine = f"{describe()}, jax {jax.__version__}, matrix products {matmul_rate() / 1e9:,.0f} GFLOP/s"
+    machine = (
+        f"{describe()}, jax {jax.__version__}, matrix products {matmul_rate() / 1e9:,.0f} GFLOP/s"
+    )
     measures: dict[str, Any] = {
         "overhead": lambda: bench_overhead(rounds, ask),
         "memory": lambda: bench_sampler_memory(config) + bench_training_memory(config),
@@ -106,7 +114,10 @@ def table(title: str, rows: list[Row]) -> Table:
     for row in rows:
         shown = [row.measure, f"{row.value:,.4g}", row.unit]
         if compared:
-            shown += [f"{row.peer:,.4g}" if row.peer is not None else "", f"{row.ratio:.2f}" if row.ratio is not None else ""]
+            shown += [
+                f"{row.peer:,.4g}" if row.peer is not None else "",
+                f"{row.ratio:.2f}" if row.ratio is not None else "",
+            ]
         made.add_row(*shown)
     return made
 

@@ -32,7 +32,9 @@ def load(peer: dict[str, Any], folder: str) -> dict[str, Any]:
 
 def scheduler(steps: int) -> DDIMScheduler:
     """T = 1000 and the linear β of the paper; t = 1, 1 + T/S, … in our counting."""
-    made = DDIMScheduler(1000, beta_start=1e-4, beta_end=0.02, clip_sample=False, timestep_spacing="leading")
+    made = DDIMScheduler(
+        1000, beta_start=1e-4, beta_end=0.02, clip_sample=False, timestep_spacing="leading"
+    )
     made.set_timesteps(steps)
     return made
 
@@ -90,7 +92,9 @@ def train(peer: dict[str, Any], file: str, steps: int) -> dict[str, Any]:
         mirrored = torch.rand(len(images), 1, 1, 1) < 0.5
         x_0 = torch.where(mirrored, images.flip(3), images)
         noise, t = torch.randn_like(x_0), torch.randint(0, 1000, (len(x_0),))
-        loss = torch.nn.functional.mse_loss(model(process.add_noise(x_0, noise, t), t).sample, noise)
+        loss = torch.nn.functional.mse_loss(
+            model(process.add_noise(x_0, noise, t), t).sample, noise
+        )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -23,7 +23,16 @@ def bench_grid(config: Config, rounds: int) -> list[Row]:
     alpha_bar, shape = config.diffusion.alpha_bar(), config.model.image_shape()
     nothing = np.zeros((0, *shape), np.float32)
     source = Source(
-        "bench", lambda leaves: denoiser(apply, leaves, alpha_bar), params, alpha_bar, shape, nothing, None, 0, None, ""
+        "bench",
+        lambda leaves: denoiser(apply, leaves, alpha_bar),
+        params,
+        alpha_bar,
+        shape,
+        nothing,
+        None,
+        0,
+        None,
+        "",
     )
     steps = (5, 10, 20, 50)
     cells = GridFlags(eta=(0.0, 1.0)).cells(alpha_bar, steps)
@@ -34,7 +43,9 @@ def bench_grid(config: Config, rounds: int) -> list[Row]:
     def cells_by(draw_of: Callable[[int], Any]) -> float:
         return seconds(lambda: [draw_of(cell.steps)(cell.table, 0, keys) for cell in cells])
 
-    whole, single = in_turn(rounds, lambda: cells_by(lambda _: grid), lambda: cells_by(alone.__getitem__))
+    whole, single = in_turn(
+        rounds, lambda: cells_by(lambda _: grid), lambda: cells_by(alone.__getitem__)
+    )
     total = sum(cell.steps for cell in cells)
     return [Row(f"{len(cells)} cells of a grid, {total} steps of {size} images, by one program", float(np.median(whole)), "s"),
             Row("by a program for each S", float(np.median(single)), "s"),

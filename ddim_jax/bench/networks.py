@@ -34,8 +34,16 @@ def bench_network(config: Config, rounds: int, ask: Peer | None) -> list[Row]:
         RuntimeError: the peer's images or gradients are not ours.
     """
     # No layer starts at zero, so that a difference between two networks shows.
-    config = replace(config, model=replace(config.model, zero_init=False), train=replace(config.train, decay="constant"))
-    size, shape, alpha_bar = config.train.batch_size, config.model.image_shape(), config.diffusion.alpha_bar()
+    config = replace(
+        config,
+        model=replace(config.model, zero_init=False),
+        train=replace(config.train, decay="constant"),
+    )
+    size, shape, alpha_bar = (
+        config.train.batch_size,
+        config.model.image_shape(),
+        config.diffusion.alpha_bar(),
+    )
     mesh = make_mesh(size)
     apply, params = build_unet(config.model, 0)
     params = jax.device_put(params, replicated(mesh))
@@ -47,8 +55,12 @@ def bench_network(config: Config, rounds: int, ask: Peer | None) -> list[Row]:
     forward = jax.jit(apply)
     state, shardings = prepare_state(config, mesh, Path("no run"), None)
     arguments = (params, table, key_data, None, np.float32(1))
-    sampler, sampler_rows = _compile("sampler", lambda: make_sampler(apply, alpha_bar, shape, mesh), *arguments)
-    step, step_rows = _compile("train step", lambda: prepare_step(config, alpha_bar, None, shardings, flip=True), state, x)
+    sampler, sampler_rows = _compile(
+        "sampler", lambda: make_sampler(apply, alpha_bar, shape, mesh), *arguments
+    )
+    step, step_rows = _compile(
+        "train step", lambda: prepare_step(config, alpha_bar, None, shardings, flip=True), state, x
+    )
     many = 5 if shape[0] == 8 else 1  # calls in a measurement
 
     def draw() -> Any:
@@ -72,7 +84,12 @@ def bench_network(config: Config, rounds: int, ask: Peer | None) -> list[Row]:
         if ask is not None:
             where = Path(folder)
             save_diffusers(where / "weights", config.model, params)
-            np.savez(where / "data.npz", x=x_T.transpose(0, 3, 1, 2), t=t, noise=x_T[::-1].transpose(0, 3, 1, 2))
+            np.savez(
+                where / "data.npz",
+                x=x_T.transpose(0, 3, 1, 2),
+                t=t,
+                noise=x_T[::-1].transpose(0, 3, 1, 2),
+            )
             ask("load", folder=where / "weights")
             _check_images(np.asarray(draw()), where, ask)
             _check_gradient(config, params, x_T, t, where, ask)
@@ -84,7 +101,15 @@ def bench_network(config: Config, rounds: int, ask: Peer | None) -> list[Row]:
             times_of = in_turn(rounds, side, *([theirs[name]] if theirs else []))
             rate = size / float(np.median(times_of[0]))
             peer = size / float(np.median(times_of[1])) if theirs else None
-            rows.append(Row(name, rate, "images/s", peer, median_ratio(times_of[1], times_of[0]) if theirs else None))
+            rows.append(
+                Row(
+                    name,
+                    rate,
+                    "images/s",
+                    peer,
+                    median_ratio(times_of[1], times_of[0]) if theirs else None,
+                )
+            )
     flops: Any = forward.lower(params, x, times).cost_analysis()
     machine = matmul_rate()
     achieved = flops["flops"] / size * rows[0].value
@@ -97,18 +122,28 @@ def _check_images(ours: np.ndarray, where: Path, ask: Peer) -> None:
     _check_equal("images", ours, np.load(where / "images.npy").transpose(0, 2, 3, 1))
 
 
-def _check_gradient(config: Config, params: Any, x: np.ndarray, t: np.ndarray, where: Path, ask: Peer) -> None:
+def _check_gradient(
+    config: Config, params: Any, x: np.ndarray, t: np.ndarray, where: Path, ask: Peer
+) -> None:
     """The gradient of an ε-MSE in the first convolution, where the gradients of all layers meet."""
     apply = unet_apply(config.model, to_train=True)
-    gradient = jax.jit(jax.grad(lambda params: jnp.mean((apply(params, x, t) - x[::-1]) ** 2)))(params)
+    gradient = jax.jit(jax.grad(lambda params: jnp.mean((apply(params, x, t) - x[::-1]) ** 2)))(
+        params
+    )
     ask("gradient", file=where / "data.npz", out=where / "gradient.npy")
-    _check_equal("gradient", np.asarray(gradient["conv_in"]["kernel"]), np.load(where / "gradient.npy").transpose(2, 3, 1, 0))
+    _check_equal(
+        "gradient",
+        np.asarray(gradient["conv_in"]["kernel"]),
+        np.load(where / "gradient.npy").transpose(2, 3, 1, 0),
+    )
 
 
 def _check_equal(what: str, ours: np.ndarray, theirs: np.ndarray) -> None:
     difference = np.abs(ours - theirs).max() / np.abs(theirs).max()
     if not difference < 1e-3:
-        raise RuntimeError(f"{what}: we and diffusers differ by {difference:.1e} of the largest value; nothing was timed.")
+        raise RuntimeError(
+            f"{what}: we and diffusers differ by {difference:.1e} of the largest value; nothing was timed."
+        )
 
 
 def _compile(name: str, make: Callable[[], Any], *arguments: Any) -> tuple[Any, list[Row]]:

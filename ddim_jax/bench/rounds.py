@@ -52,7 +52,9 @@ def median_ratio(over: list[float], under: list[float]) -> float:
 def matmul_rate() -> float:
     """FLOP/s of float32 matrix products SIZE³, on all devices at once: what this machine can be asked for."""
     size, devices = SIZE, jax.devices()
-    a = jax.pmap(lambda key: jax.random.normal(key, (size, size)))(jax.random.split(jax.random.key(0), len(devices)))
+    a = jax.pmap(lambda key: jax.random.normal(key, (size, size)))(
+        jax.random.split(jax.random.key(0), len(devices))
+    )
     product = jax.pmap(lambda a: jax.numpy.matmul(a, a, precision="highest"))
     (times,) = in_turn(5, lambda: seconds(lambda: product(a)))
     return 2 * size**3 * len(devices) / float(np.min(times))

@@ -23,7 +23,9 @@ from .rounds import Row, in_turn, median_ratio, seconds
 def bench_loop(config: Config, rounds: int) -> list[Row]:
     """Steps fed by the loop's own pipeline against bare calls of the compiled step on one batch."""
     shape, size, count = config.model.image_shape(), 4096, 20
-    images = jax.device_get(jax.random.randint(jax.random.key(0), (size, *shape), 0, 256)).astype("uint8")
+    images = jax.device_get(jax.random.randint(jax.random.key(0), (size, *shape), 0, 256)).astype(
+        "uint8"
+    )
     dataset = Dataset("made up", size, shape, True, images.__getitem__)
     mesh = make_mesh(config.train.batch_size)
     state, shardings = prepare_state(config, mesh, Path("no run"), None)
@@ -38,7 +40,9 @@ def bench_loop(config: Config, rounds: int) -> list[Row]:
         return metrics
 
     bare, fed = in_turn(
-        rounds, lambda: seconds(lambda: steps(lambda: batch)), lambda: seconds(lambda: steps(lambda: next(stream)))
+        rounds,
+        lambda: seconds(lambda: steps(lambda: batch)),
+        lambda: seconds(lambda: steps(lambda: next(stream))),
     )
     return [Row(f"{count} bare training steps", float(np.median(bare)), "s"),
             Row(f"{count} steps through the loop", float(np.median(fed)), "s"),
@@ -53,9 +57,15 @@ def bench_training_memory(config: Config) -> list[Row]:
     for data, fsdp in meshes:
         mesh = make_mesh(config.train.batch_size, data, fsdp)
         optimizer = make_optimizer(config.train)
-        state = jax.eval_shape(partial(initial_state, optimizer=optimizer), unet_shapes(config.model))
+        state = jax.eval_shape(
+            partial(initial_state, optimizer=optimizer), unet_shapes(config.model)
+        )
         shardings = state_shardings(state, mesh)
-        state = jax.tree.map(lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), state, shardings)
+        state = jax.tree.map(
+            lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place),
+            state,
+            shardings,
+        )
         shape = (config.train.batch_size, *config.model.image_shape())
         x_0 = jax.ShapeDtypeStruct(shape, "float32", sharding=batch_sharding(mesh))
         for remat in (False, True):
@@ -78,8 +88,17 @@ def _kept(config: Config, remat: bool) -> Row:
     def backward(params: Any) -> Any:
         x_0 = jnp.zeros((config.train.batch_size, *config.model.image_shape()))
         examples = draw_examples(x_0, config.diffusion.alpha_bar(), jax.random.key(0))
-        return jax.vjp(lambda some: prediction_loss(apply, some, examples, dropout_key=jax.random.key(1)), params)[1]
+        return jax.vjp(
+            lambda some: prediction_loss(apply, some, examples, dropout_key=jax.random.key(1)),
+            params,
+        )[1]
 
     kept = jax.tree.leaves(jax.eval_shape(backward, unet_shapes(config.model)))
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in kept if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key))
-    return Row(f"kept for the backward pass, {'remat' if remat else 'no remat'}", size / 2**20, "MiB")
+    size = sum(
+        leaf.size * leaf.dtype.itemsize
+        for leaf in kept
+        if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    )
+    return Row(
+        f"kept for the backward pass, {'remat' if remat else 'no remat'}", size / 2**20, "MiB"
+    )

@@ -46,7 +46,9 @@ def prepare_cifar10(data_dir: Path, archive: str, sha256: str) -> None:
     path = Path(archive).expanduser() if archive else data_dir / "cifar-10-binary.tar.gz"
     if not path.is_file():
         if archive:
-            raise ValueError(f"--data.archive {path} does not exist; give the path of cifar-10-binary.tar.gz from {URL}.")
+            raise ValueError(
+                f"--data.archive {path} does not exist; give the path of cifar-10-binary.tar.gz from {URL}."
+            )
         _download(path, sha256)
     _verify(path, sha256)
     _write(_read_archive(path), data_dir)
@@ -77,7 +79,11 @@ def _download(path: Path, sha256: str) -> None:
     partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with answer[0] as response, Progress(transient=True) as progress, open(partial, "wb") as file:
+        with (
+            answer[0] as response,
+            Progress(transient=True) as progress,
+            open(partial, "wb") as file,
+        ):
             task = progress.add_task("CIFAR-10", total=response.length)
             while chunk := response.read(1 << 20):
                 file.write(chunk)
@@ -109,14 +115,20 @@ def _read_archive(path: Path) -> dict[str, np.ndarray]:
             for split, names in _FILES.items():
                 for name in names:
                     file = archive.extractfile(f"cifar-10-batches-bin/{name}")
-                    records[split].append(np.frombuffer(file.read() if file else b"", np.uint8).reshape(-1, _RECORD))
+                    records[split].append(
+                        np.frombuffer(file.read() if file else b"", np.uint8).reshape(-1, _RECORD)
+                    )
     except (tarfile.TarError, OSError, EOFError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is not the CIFAR-10 binary archive ({error}); fetch it again from {URL}.") from error
+        raise ValueError(
+            f"{path} is not the CIFAR-10 binary archive ({error}); fetch it again from {URL}."
+        ) from error
     whole = {split: np.concatenate(parts) for split, parts in records.items()}
     for split, rows in whole.items():
         if not len(rows) or rows[:, 0].max() > 9:
             largest = rows[:, 0].max(initial=0)
-            raise ValueError(f"{path} has {len(rows)} {split} records with labels up to {largest}; CIFAR-10 has labels 0 to 9.")
+            raise ValueError(
+                f"{path} has {len(rows)} {split} records with labels up to {largest}; CIFAR-10 has labels 0 to 9."
+            )
     return whole
 
 
@@ -134,7 +146,9 @@ def _write(records: dict[str, np.ndarray], data_dir: Path) -> None:
                 self.info.features["label"].names = [
                     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
                 ]  # fmt: skip
-                return {split: self._generate_examples(split, rows) for split, rows in records.items()}
+                return {
+                    split: self._generate_examples(split, rows) for split, rows in records.items()
+                }
 
             def _generate_examples(self, split: str, rows: np.ndarray) -> Any:
                 for i, row in enumerate(rows):

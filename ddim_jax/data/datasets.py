@@ -32,7 +32,9 @@ class Dataset(NamedTuple):
     label: Callable[[Int[np.ndarray, " B"]], Int[np.ndarray, " B"]] | None = None
 
 
-def load_dataset(config: DataConfig, image_shape: tuple[int, int, int], split: Split = "train") -> Dataset:
+def load_dataset(
+    config: DataConfig, image_shape: tuple[int, int, int], split: Split = "train"
+) -> Dataset:
     """Open a data set.
 
     Args:
@@ -59,12 +61,24 @@ def load_dataset(config: DataConfig, image_shape: tuple[int, int, int], split: S
         # 32×32 images fit in memory, where a gather is far faster than decoding a PNG for every record.
         records, classes = _records("cifar10", config.directory(), split)
         whole = records.__getitems__(list(range(len(records))))
-        images, labels = (np.stack([record[name] for record in whole]) for name in ("image", "label"))
+        images, labels = (
+            np.stack([record[name] for record in whole]) for name in ("image", "label")
+        )
         return _in_memory("cifar10", images, image_shape, True, labels, classes)
-    with importlib.resources.files(__package__).joinpath("embedded", _EMBEDDED[kind]).open("rb") as file:
+    with (
+        importlib.resources.files(__package__)
+        .joinpath("embedded", _EMBEDDED[kind])
+        .open("rb") as file
+    ):
         arrays = np.load(file)
-        images, labels, classes = arrays[f"{split}_image"], arrays[f"{split}_label"], tuple(map(str, arrays["label_names"]))
-    return _in_memory(kind, images, image_shape, False, labels, classes)  # a mirrored digit or letter is another one
+        images, labels, classes = (
+            arrays[f"{split}_image"],
+            arrays[f"{split}_label"],
+            tuple(map(str, arrays["label_names"])),
+        )
+    return _in_memory(
+        kind, images, image_shape, False, labels, classes
+    )  # a mirrored digit or letter is another one
 
 
 _EMBEDDED = {"digits": "digits8.npz", "emoji": "emoji32.npz"}
@@ -72,7 +86,12 @@ _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", 
 
 
 def _in_memory(
-    name: str, images: Images, image_shape: tuple[int, int, int], flippable: bool, labels: Any, classes: tuple[str, ...]
+    name: str,
+    images: Images,
+    image_shape: tuple[int, int, int],
+    flippable: bool,
+    labels: Any,
+    classes: tuple[str, ...],
 ) -> Dataset:
     if images.shape[1:] != image_shape:
         height, _, channels = images.shape[1:]
@@ -96,12 +115,16 @@ def _tfds(name: str, data_dir: Path, image_shape: tuple[int, int, int], split: S
         return np.stack([fit(record["image"]) for record in records.__getitems__(indices.tolist())])
 
     def label(indices: np.ndarray) -> np.ndarray:
-        return np.array([record["label"] for record in bare.__getitems__(indices.tolist())], np.int32)
+        return np.array(
+            [record["label"] for record in bare.__getitems__(indices.tolist())], np.int32
+        )
 
     return Dataset(name, len(records), image_shape, True, read, classes, label if classes else None)
 
 
-def _records(name: str, data_dir: Path, split: Split, images: bool = True) -> tuple[Any, tuple[str, ...]]:
+def _records(
+    name: str, data_dir: Path, split: Split, images: bool = True
+) -> tuple[Any, tuple[str, ...]]:
     """The records of a prepared data set with random access, each a dict with an `image`; and the names of its classes."""
     import tensorflow_datasets as tfds
 
@@ -109,14 +132,18 @@ def _records(name: str, data_dir: Path, split: Split, images: bool = True) -> tu
     try:
         builder = tfds.builder(name, data_dir=str(data_dir), try_gcs=False)
     except (tfds.core.registered.DatasetNotFoundError, AssertionError) as error:
-        raise ValueError(f"tensorflow-datasets knows no data set {name!r}, and {data_dir} holds none of that name.") from error
+        raise ValueError(
+            f"tensorflow-datasets knows no data set {name!r}, and {data_dir} holds none of that name."
+        ) from error
     if not builder.is_prepared():
         raise ValueError(f"the data set {name!r} is not prepared in {data_dir}: {fix}.")
     splits, features = sorted(builder.info.splits), sorted(builder.info.features)
     label = builder.info.features["label"] if "label" in features else None
     classes = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
     if split not in splits or "image" not in features:
-        raise ValueError(f"the data set {name!r} has splits {splits} and features {features}; it needs {split!r} and 'image'.")
+        raise ValueError(
+            f"the data set {name!r} has splits {splits} and features {features}; it needs {split!r} and 'image'."
+        )
     try:
         decoders = None if images else {"image": tfds.decode.SkipDecoding()}
         return builder.as_data_source(split, decoders=decoders), classes
@@ -128,19 +155,27 @@ def _records(name: str, data_dir: Path, split: Split, images: bool = True) -> tu
 
 def _folder(directory: Path, image_shape: tuple[int, int, int], split: Split) -> Dataset:
     if split != "train":
-        raise ValueError(f"a folder has no {split} split; only 'train' can be read from {directory}.")
+        raise ValueError(
+            f"a folder has no {split} split; only 'train' can be read from {directory}."
+        )
     if not directory.is_dir():
-        raise ValueError(f"{directory} is not a directory; give folder:PATH with the path of a directory of images.")
+        raise ValueError(
+            f"{directory} is not a directory; give folder:PATH with the path of a directory of images."
+        )
     paths = sorted(path for path in directory.rglob("*") if path.suffix.lower() in _SUFFIXES)
     if not paths:
-        raise ValueError(f"{directory} holds no images ({', '.join(sorted(_SUFFIXES))}); give the directory that has them.")
+        raise ValueError(
+            f"{directory} holds no images ({', '.join(sorted(_SUFFIXES))}); give the directory that has them."
+        )
 
     def load(path: Path) -> np.ndarray:
         try:
             with Image.open(path) as image:
                 return _fit(image, image_shape)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{path} is not a readable image ({error}); repair it or remove it.") from error
+            raise ValueError(
+                f"{path} is not a readable image ({error}); repair it or remove it."
+            ) from error
 
     # All are decoded at once: a broken one is found before training starts, and a step then costs a gather.
     with ThreadPoolExecutor() as pool:
@@ -148,7 +183,14 @@ def _folder(directory: Path, image_shape: tuple[int, int, int], split: Split) ->
     # A class is a sub-directory, where every image is in one.
     parents = [path.relative_to(directory).parts[0] for path in paths if path.parent != directory]
     classes = tuple(sorted(set(parents))) if len(parents) == len(paths) else ()
-    return _in_memory(str(directory), images, image_shape, True, [classes.index(name) for name in parents if classes], classes)
+    return _in_memory(
+        str(directory),
+        images,
+        image_shape,
+        True,
+        [classes.index(name) for name in parents if classes],
+        classes,
+    )
 
 
 def _fit(image: Image.Image, image_shape: tuple[int, int, int]) -> np.ndarray:
@@ -160,5 +202,7 @@ def _fit(image: Image.Image, image_shape: tuple[int, int, int]) -> np.ndarray:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     # Cropped first: the filter would otherwise reach beyond the square.
-    image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
+    image = image.crop((left, top, left + side, top + side)).resize(
+        (size, size), Image.Resampling.LANCZOS
+    )
     return np.asarray(image).reshape(image_shape)

@@ -18,7 +18,9 @@ class Batch(NamedTuple):
     label: Int[np.ndarray, " B"] | None
 
 
-def batches(dataset: Dataset, batch_size: int, seed: int, start: int = 0, rows: slice = slice(None)) -> Iterator[Batch]:
+def batches(
+    dataset: Dataset, batch_size: int, seed: int, start: int = 0, rows: slice = slice(None)
+) -> Iterator[Batch]:
     """Training batches from step `start` on, without end, read ahead by a thread.
 
     Every epoch is another permutation of the data set, and the batch of a step depends on the seed and the step alone:
@@ -38,11 +40,20 @@ def batches(dataset: Dataset, batch_size: int, seed: int, start: int = 0, rows: 
 
     def read(indices: np.ndarray) -> Batch:
         mine = indices[rows]
-        return Batch(to_unit_range(dataset.read(mine)), dataset.label(mine) if dataset.label else None)
+        return Batch(
+            to_unit_range(dataset.read(mine)), dataset.label(mine) if dataset.label else None
+        )
 
     # Grain takes an integer seed; the purpose is folded in as it is for JAX keys.
     data_seed = int(np.random.SeedSequence([seed, int(Purpose.DATA)]).generate_state(1)[0])
     steps = (
-        grain.MapDataset.range(dataset.size).seed(data_seed).shuffle().repeat().batch(batch_size, drop_remainder=True).map(read)
+        grain.MapDataset.range(dataset.size)
+        .seed(data_seed)
+        .shuffle()
+        .repeat()
+        .batch(batch_size, drop_remainder=True)
+        .map(read)
     )
-    return iter(steps[start:].to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
+    return iter(
+        steps[start:].to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8))
+    )

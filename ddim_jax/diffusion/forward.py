@@ -75,12 +75,16 @@ def add_noise(x_0: Images, noise: Images, alpha_bar_t: Numbers) -> Float[Array, 
     Source: arXiv:2010.02502, Eq. 4.
     """
     if jnp.shape(x_0) != jnp.shape(noise):
-        raise ValueError(f"x_0 has shape {jnp.shape(x_0)} and noise {jnp.shape(noise)}; draw noise of x_0's shape.")
+        raise ValueError(
+            f"x_0 has shape {jnp.shape(x_0)} and noise {jnp.shape(noise)}; draw noise of x_0's shape."
+        )
     marginal = q_marginal(x_0, alpha_bar_t)
     return marginal.mean + marginal.std * noise
 
 
-def q_reverse(x_t: Images, x_0: Images, alpha_bar_t: Numbers, alpha_bar_s: Numbers, sigma: Numbers) -> Gaussian:
+def q_reverse(
+    x_t: Images, x_0: Images, alpha_bar_t: Numbers, alpha_bar_s: Numbers, sigma: Numbers
+) -> Gaussian:
     """One step of the inference process backwards: the less noisy x_s given x_t and the clean image.
 
     Equation: N(√ᾱ_s x_0 + √(1−ᾱ_s−σ²) · (x_t − √ᾱ_t x_0)/√(1−ᾱ_t), σ² I).
@@ -104,12 +108,18 @@ def q_reverse(x_t: Images, x_0: Images, alpha_bar_t: Numbers, alpha_bar_s: Numbe
     Source: arXiv:2010.02502, Eq. 7.
     """
     _check_sigma(alpha_bar_s, sigma)
-    alpha_bar_t, alpha_bar_s, sigma = (per_image(value, x_t) for value in (alpha_bar_t, alpha_bar_s, sigma))
+    alpha_bar_t, alpha_bar_s, sigma = (
+        per_image(value, x_t) for value in (alpha_bar_t, alpha_bar_s, sigma)
+    )
     epsilon = (x_t - jnp.sqrt(alpha_bar_t) * x_0) / jnp.sqrt(1 - alpha_bar_t)
-    return Gaussian(jnp.sqrt(alpha_bar_s) * x_0 + direction_scale(alpha_bar_s, sigma) * epsilon, sigma)
+    return Gaussian(
+        jnp.sqrt(alpha_bar_s) * x_0 + direction_scale(alpha_bar_s, sigma) * epsilon, sigma
+    )
 
 
-def q_forward(x_s: Images, x_0: Images, alpha_bar_t: Numbers, alpha_bar_s: Numbers, sigma: Numbers) -> Gaussian:
+def q_forward(
+    x_s: Images, x_0: Images, alpha_bar_t: Numbers, alpha_bar_s: Numbers, sigma: Numbers
+) -> Gaussian:
     """One step of the non-Markovian forward process: the noisier x_t given x_s and the clean image.
 
     Equation: N(√ᾱ_t x_0 + √(1−ᾱ_t) √(1−ᾱ_s−σ²)/(1−ᾱ_s) · (x_s − √ᾱ_s x_0), σ² (1−ᾱ_t)/(1−ᾱ_s) I).
@@ -134,9 +144,13 @@ def q_forward(x_s: Images, x_0: Images, alpha_bar_t: Numbers, alpha_bar_s: Numbe
     Source: arXiv:2010.02502, Eq. 8.
     """
     if _on_host(alpha_bar_s) and np.any(np.asarray(alpha_bar_s) == 1):
-        raise ValueError("alpha_bar_s is 1, which is s = 0: x_s is x_0 itself there; use q_marginal(x_0, alpha_bar_t).")
+        raise ValueError(
+            "alpha_bar_s is 1, which is s = 0: x_s is x_0 itself there; use q_marginal(x_0, alpha_bar_t)."
+        )
     _check_sigma(alpha_bar_s, sigma)
-    alpha_bar_t, alpha_bar_s, sigma = (per_image(value, x_s) for value in (alpha_bar_t, alpha_bar_s, sigma))
+    alpha_bar_t, alpha_bar_s, sigma = (
+        per_image(value, x_s) for value in (alpha_bar_t, alpha_bar_s, sigma)
+    )
     gain = jnp.sqrt(1 - alpha_bar_t) * direction_scale(alpha_bar_s, sigma) / (1 - alpha_bar_s)
     mean = jnp.sqrt(alpha_bar_t) * x_0 + gain * (x_s - jnp.sqrt(alpha_bar_s) * x_0)
     return Gaussian(mean, sigma * jnp.sqrt((1 - alpha_bar_t) / (1 - alpha_bar_s)))
@@ -163,12 +177,18 @@ def x_0_weights(alpha_bar_t: Numbers, alpha_bar_s: Numbers, sigma: Numbers) -> F
 
     Source: arXiv:2010.02502, theorem 1 and appendix B.
     """
-    alpha_bar_t, alpha_bar_s, sigma = (jnp.asarray(value) for value in (alpha_bar_t, alpha_bar_s, sigma))
-    c = jnp.sqrt(alpha_bar_s) - direction_scale(alpha_bar_s, sigma) * jnp.sqrt(alpha_bar_t / (1 - alpha_bar_t))
+    alpha_bar_t, alpha_bar_s, sigma = (
+        jnp.asarray(value) for value in (alpha_bar_t, alpha_bar_s, sigma)
+    )
+    c = jnp.sqrt(alpha_bar_s) - direction_scale(alpha_bar_s, sigma) * jnp.sqrt(
+        alpha_bar_t / (1 - alpha_bar_t)
+    )
     return c**2 / (2 * sigma**2)
 
 
-def epsilon_weights(alpha_bar_t: Numbers, alpha_bar_s: Numbers, sigma: Numbers) -> Float[Array, "..."]:
+def epsilon_weights(
+    alpha_bar_t: Numbers, alpha_bar_s: Numbers, sigma: Numbers
+) -> Float[Array, "..."]:
     """The exact weight γ of ‖ε_θ − ε‖² in the variational objective J_σ.
 
     Equation: γ = c² (1−ᾱ_t)/(2 σ² ᾱ_t) with the c of `x_0_weights`, since x_0 − f_θ = √(1−ᾱ_t)/√ᾱ_t (ε_θ − ε).
@@ -246,4 +266,6 @@ def _check_sigma(alpha_bar_s: Numbers, sigma: Numbers) -> None:
     bad = np.flatnonzero(~((sigma >= 0) & (np.square(sigma) <= limit + 1e-6)))
     if bad.size:
         sigma_bad, limit_bad = sigma.flat[bad[0]], limit.flat[bad[0]]
-        raise ValueError(f"sigma is {sigma_bad:.6g}; it must be ≥ 0 with sigma² ≤ 1 − alpha_bar_s = {limit_bad:.6g}.")
+        raise ValueError(
+            f"sigma is {sigma_bad:.6g}; it must be ≥ 0 with sigma² ≤ 1 − alpha_bar_s = {limit_bad:.6g}."
+        )

@@ -62,9 +62,13 @@ def gaussian_oracle(mean: Numbers, covariance: Numbers, alpha_bar: Numbers) -> D
     def denoise(x_t, t):
         flat = x_t.reshape(x_t.shape[0], -1)
         alpha_bar_t = jnp.asarray(alpha_bar)[t][:, None]
-        center, basis, values = (jnp.asarray(part, flat.dtype) for part in (mu[None], vectors, eigenvalues[None]))
+        center, basis, values = (
+            jnp.asarray(part, flat.dtype) for part in (mu[None], vectors, eigenvalues[None])
+        )
         # C⁻¹ (x_t − √ᾱ_t μ) in the eigenbasis
-        y = _matmul(flat - jnp.sqrt(alpha_bar_t) * center, basis) / (alpha_bar_t * values + 1 - alpha_bar_t)
+        y = _matmul(flat - jnp.sqrt(alpha_bar_t) * center, basis) / (
+            alpha_bar_t * values + 1 - alpha_bar_t
+        )
         x_0 = center + _matmul(jnp.sqrt(alpha_bar_t) * values * y, basis.T)
         epsilon = _matmul(jnp.sqrt(1 - alpha_bar_t) * y, basis.T)
         return Prediction(x_0.reshape(x_t.shape), epsilon.reshape(x_t.shape))
@@ -100,7 +104,9 @@ def mixture_oracle(weights: Numbers, means: Numbers, std: Numbers, alpha_bar: Nu
     m = np.asarray(means, np.float64).reshape(len(w), -1)
     s = np.broadcast_to(np.asarray(std, np.float64), w.shape)
     if w.ndim != 1 or not np.all(w > 0) or not np.all(s >= 0):
-        raise ValueError(f"weights are {w} and std {s}; weights must be (K,) and positive, std ≥ 0.")
+        raise ValueError(
+            f"weights are {w} and std {s}; weights must be (K,) and positive, std ≥ 0."
+        )
 
     def denoise(x_t, t):
         flat = x_t.reshape(x_t.shape[0], -1)
@@ -108,9 +114,16 @@ def mixture_oracle(weights: Numbers, means: Numbers, std: Numbers, alpha_bar: Nu
         variance = jnp.asarray(s**2, flat.dtype)[None]
         c = alpha_bar_t * variance + 1 - alpha_bar_t
         offset = flat[:, None] - jnp.sqrt(alpha_bar_t)[..., None] * jnp.asarray(m, flat.dtype)[None]
-        log_r = jnp.asarray(np.log(w), flat.dtype)[None] - jnp.sum(offset**2, -1) / (2 * c) - flat.shape[1] / 2 * jnp.log(c)
+        log_r = (
+            jnp.asarray(np.log(w), flat.dtype)[None]
+            - jnp.sum(offset**2, -1) / (2 * c)
+            - flat.shape[1] / 2 * jnp.log(c)
+        )
         r = jax.nn.softmax(log_r, axis=1)
-        within = jnp.asarray(m, flat.dtype)[None] + (jnp.sqrt(alpha_bar_t) * variance / c)[..., None] * offset
+        within = (
+            jnp.asarray(m, flat.dtype)[None]
+            + (jnp.sqrt(alpha_bar_t) * variance / c)[..., None] * offset
+        )
         return _pair(x_t, jnp.sum(r[..., None] * within, axis=1), alpha_bar, t)
 
     return carry(denoise, alpha_bar)
@@ -141,7 +154,9 @@ def empirical_oracle(data: Images, alpha_bar: Numbers, *, chunk_size: Integer = 
     """
     count = len(data)
     if count < 1 or chunk_size < 1:
-        raise ValueError(f"data has {count} images and chunk_size is {chunk_size}; both must be at least 1.")
+        raise ValueError(
+            f"data has {count} images and chunk_size is {chunk_size}; both must be at least 1."
+        )
     flat_data = np.asarray(data, np.float32).reshape(count, -1)
     chunk_size = min(int(chunk_size), count)
     padded = np.pad(flat_data, ((0, -count % chunk_size), (0, 0)))
@@ -157,12 +172,22 @@ def empirical_oracle(data: Images, alpha_bar: Numbers, *, chunk_size: Integer = 
             images, here = inputs
             # Differences, not products: the squares of far images would swallow the digits that near ones differ in.
             offset = flat[:, None] - jnp.sqrt(alpha_bar_t)[..., None] * images[None]
-            log_r = jnp.where(here[None], -jnp.sum(offset**2, -1) / (2 * (1 - alpha_bar_t)), -jnp.inf)
+            log_r = jnp.where(
+                here[None], -jnp.sum(offset**2, -1) / (2 * (1 - alpha_bar_t)), -jnp.inf
+            )
             new_top = jnp.maximum(top, jnp.max(log_r, axis=1))
             old, r = jnp.exp(top - new_top), jnp.exp(log_r - new_top[:, None])
-            return (new_top, old * total + jnp.sum(r, axis=1), old[:, None] * weighted + _matmul(r, images)), None
+            return (
+                new_top,
+                old * total + jnp.sum(r, axis=1),
+                old[:, None] * weighted + _matmul(r, images),
+            ), None
 
-        start = (jnp.full(flat.shape[:1], -jnp.inf, flat.dtype), jnp.zeros(flat.shape[:1], flat.dtype), jnp.zeros_like(flat))
+        start = (
+            jnp.full(flat.shape[:1], -jnp.inf, flat.dtype),
+            jnp.zeros(flat.shape[:1], flat.dtype),
+            jnp.zeros_like(flat),
+        )
         inputs = (jnp.asarray(chunks, flat.dtype), jnp.asarray(present))
         (_, total, weighted), _ = jax.lax.scan(add, start, inputs)
         return _pair(x_t, weighted / total[:, None], alpha_bar, t)
@@ -170,7 +195,9 @@ def empirical_oracle(data: Images, alpha_bar: Numbers, *, chunk_size: Integer = 
     return carry(denoise, alpha_bar)
 
 
-def propagate_gaussian(mean: Numbers, covariance: Numbers, alpha_bar: Numbers, table: StepTable) -> Moments:
+def propagate_gaussian(
+    mean: Numbers, covariance: Numbers, alpha_bar: Numbers, table: StepTable
+) -> Moments:
     """The exact distribution of the sampler's output with `gaussian_oracle`, from x_T ~ N(0, I): no network, no sampling error.
 
     Equation: (4) for every row of the table.
@@ -199,7 +226,9 @@ def propagate_gaussian(mean: Numbers, covariance: Numbers, alpha_bar: Numbers, t
     center = mu @ vectors
     m, variance = np.zeros_like(center), np.ones_like(center)
     active = np.asarray(table.active)
-    columns = (np.asarray(leaf)[active] for leaf in (table.t, table.alpha_bar_s, table.sigma, table.noise))
+    columns = (
+        np.asarray(leaf)[active] for leaf in (table.t, table.alpha_bar_s, table.sigma, table.noise)
+    )
     for t, a_s, sigma, noise in zip(*columns, strict=True):
         a_t, a_s = np.asarray(alpha_bar, np.float64)[t], np.float64(a_s)
         c = a_t * eigenvalues + 1 - a_t
@@ -210,7 +239,9 @@ def propagate_gaussian(mean: Numbers, covariance: Numbers, alpha_bar: Numbers, t
     return Moments(vectors @ m, (vectors * variance) @ vectors.T)
 
 
-def wasserstein2_gaussian(mean_a: Numbers, cov_a: Numbers, mean_b: Numbers, cov_b: Numbers) -> tuple[float, float]:
+def wasserstein2_gaussian(
+    mean_a: Numbers, cov_a: Numbers, mean_b: Numbers, cov_b: Numbers
+) -> tuple[float, float]:
     """The squared 2-Wasserstein distance of two Gaussians, its two parts apart.
 
     Equation: ‖μ_a − μ_b‖²  and  tr(Σ_a + Σ_b − 2 (Σ_a^½ Σ_b Σ_a^½)^½).
@@ -267,7 +298,19 @@ def kl_gaussian(mean_a: Numbers, cov_a: Numbers, mean_b: Numbers, cov_b: Numbers
     inverse = (vectors_b / values_b) @ vectors_b.T
     offset = mu_b - mu_a
     trace = np.sum(inverse * np.asarray(cov_a, np.float64))
-    return float(max(0.5 * (trace + offset @ inverse @ offset - len(mu_a) + np.log(values_b).sum() - np.log(values_a).sum()), 0))
+    return float(
+        max(
+            0.5
+            * (
+                trace
+                + offset @ inverse @ offset
+                - len(mu_a)
+                + np.log(values_b).sum()
+                - np.log(values_a).sum()
+            ),
+            0,
+        )
+    )
 
 
 def _singular(values: np.ndarray) -> bool:
@@ -278,18 +321,26 @@ def _decompose(mean: Numbers, covariance: Numbers) -> _Parts:
     """μ flattened, and the eigenvalues and eigenvectors of Σ, in float64."""
     mu, sigma = np.asarray(mean, np.float64).ravel(), np.asarray(covariance, np.float64)
     if sigma.shape != (len(mu), len(mu)):
-        raise ValueError(f"covariance has shape {sigma.shape} for a mean of {len(mu)} elements; it must be {(len(mu), len(mu))}.")
+        raise ValueError(
+            f"covariance has shape {sigma.shape} for a mean of {len(mu)} elements; it must be {(len(mu), len(mu))}."
+        )
     scale = max(np.abs(sigma).max(), np.finfo(np.float64).tiny)
     values, vectors = np.linalg.eigh(sigma)
     if np.abs(sigma - sigma.T).max() > 1e-6 * scale or values.min() < -1e-6 * scale:
-        raise ValueError(f"covariance must be symmetric with eigenvalues ≥ 0; its smallest is {values.min():.6g}.")
+        raise ValueError(
+            f"covariance must be symmetric with eigenvalues ≥ 0; its smallest is {values.min():.6g}."
+        )
     return mu, np.clip(values, 0, None), vectors
 
 
-def _decompose_both(mean_a: Numbers, cov_a: Numbers, mean_b: Numbers, cov_b: Numbers) -> tuple[_Parts, _Parts]:
+def _decompose_both(
+    mean_a: Numbers, cov_a: Numbers, mean_b: Numbers, cov_b: Numbers
+) -> tuple[_Parts, _Parts]:
     a, b = _decompose(mean_a, cov_a), _decompose(mean_b, cov_b)
     if a[0].shape != b[0].shape:
-        raise ValueError(f"the Gaussians have {len(a[0])} and {len(b[0])} dimensions; they must have as many.")
+        raise ValueError(
+            f"the Gaussians have {len(a[0])} and {len(b[0])} dimensions; they must have as many."
+        )
     return a, b
 
 

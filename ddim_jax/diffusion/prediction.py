@@ -29,7 +29,9 @@ class Prediction(NamedTuple):
 Denoiser = Callable[[Float[Array, "B *dims"], Int[Array, " B"]], Prediction]
 
 
-def denoiser(apply: Callable[..., Any], params: Any, alpha_bar: Numbers, kind: str = "epsilon") -> Denoiser:
+def denoiser(
+    apply: Callable[..., Any], params: Any, alpha_bar: Numbers, kind: str = "epsilon"
+) -> Denoiser:
     """The Denoiser of a network that predicts ε, x_0 or v.
 
     Equation: with y = apply(params, x_t, t − 1),
@@ -61,7 +63,9 @@ def denoiser(apply: Callable[..., Any], params: Any, alpha_bar: Numbers, kind: s
     def denoise(x_t, t):
         y = apply(params, x_t, t - 1)
         if y.shape != x_t.shape:
-            raise ValueError(f"the network gave shape {y.shape} for x_t of shape {x_t.shape}; they must be equal.")
+            raise ValueError(
+                f"the network gave shape {y.shape} for x_t of shape {x_t.shape}; they must be equal."
+            )
         signal, noise = levels(alpha_bar, t, x_t)
         if kind == "epsilon":
             return Prediction((x_t - noise * y) / signal, y)
@@ -88,14 +92,20 @@ def check_kind(kind: str | None, alpha_bar_t: Any) -> None:
 
     Source: Lin et al., arXiv:2305.08891, section 3.
     """
-    if kind == "epsilon" and not isinstance(alpha_bar_t, jax.core.Tracer) and np.any(np.asarray(alpha_bar_t) == 0):
+    if (
+        kind == "epsilon"
+        and not isinstance(alpha_bar_t, jax.core.Tracer)
+        and np.any(np.asarray(alpha_bar_t) == 0)
+    ):
         raise ValueError(
             "alpha_bar_t is 0 at a time that is visited: x_t is pure noise there and ε tells nothing of x_0; "
             "use a network that predicts 'v' or 'x0', or leave that time out."
         )
 
 
-def clip_x0(denoise: Denoiser, rederive_epsilon: bool = False, alpha_bar: Numbers | None = None) -> Denoiser:
+def clip_x0(
+    denoise: Denoiser, rederive_epsilon: bool = False, alpha_bar: Numbers | None = None
+) -> Denoiser:
     """Clip the predicted clean image to the range of images.
 
     Equation: x̂_0 ← clip(x̂_0, −1, 1), and with rederive_epsilon ε̂ ← (x_t − √ᾱ_t x̂_0)/√(1 − ᾱ_t).
@@ -119,12 +129,16 @@ def clip_x0(denoise: Denoiser, rederive_epsilon: bool = False, alpha_bar: Number
     """
     alpha_bar = getattr(denoise, "alpha_bar", None) if alpha_bar is None else alpha_bar
     if rederive_epsilon and alpha_bar is None:
-        raise ValueError("alpha_bar is None and the denoiser carries none; rederive_epsilon needs it: pass alpha_bar=.")
+        raise ValueError(
+            "alpha_bar is None and the denoiser carries none; rederive_epsilon needs it: pass alpha_bar=."
+        )
 
     def clipped(x_t, t):
         x_0, epsilon = denoise(x_t, t)
         x_0 = jnp.clip(x_0, -1, 1)
-        return Prediction(x_0, _noise_between(x_t, x_0, t, alpha_bar) if rederive_epsilon else epsilon)
+        return Prediction(
+            x_0, _noise_between(x_t, x_0, t, alpha_bar) if rederive_epsilon else epsilon
+        )
 
     return carry(clipped, alpha_bar, getattr(denoise, "kind", None))
 
@@ -151,7 +165,9 @@ def dynamic_threshold(denoise: Denoiser, percentile: Real) -> Denoiser:
     Source: Saharia et al., arXiv:2205.11487, section 2.3.
     """
     if not 0 < percentile <= 100:
-        raise ValueError(f"percentile is {percentile}; it must be above 0 and at most 100 (Imagen uses 99.5).")
+        raise ValueError(
+            f"percentile is {percentile}; it must be above 0 and at most 100 (Imagen uses 99.5)."
+        )
 
     def thresholded(x_t, t):
         x_0, epsilon = denoise(x_t, t)
@@ -186,7 +202,9 @@ def guided(denoise_cond: Denoiser, denoise_uncond: Denoiser, scale: Numbers) -> 
         cond, uncond, s = denoise_cond(x_t, t), denoise_uncond(x_t, t), per_image(scale, x_t)
         return Prediction(*(u + s * (c - u) for c, u in zip(cond, uncond, strict=True)))
 
-    return carry(denoise, getattr(denoise_cond, "alpha_bar", None), getattr(denoise_cond, "kind", None))
+    return carry(
+        denoise, getattr(denoise_cond, "alpha_bar", None), getattr(denoise_cond, "kind", None)
+    )
 
 
 def _noise_between(x_t, x_0, t, alpha_bar: Any):
@@ -195,7 +213,9 @@ def _noise_between(x_t, x_0, t, alpha_bar: Any):
     return (x_t - signal * x_0) / noise
 
 
-def levels(alpha_bar: Numbers, t: Int[Array, " B"], images: Images) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+def levels(
+    alpha_bar: Numbers, t: Int[Array, " B"], images: Images
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """The factors of x_0 and ε in (1) at a time for each image.
 
     Equation: √ᾱ_t and √(1 − ᾱ_t), the roots in float64 where ᾱ is on the host: 1 − ᾱ_1 has four digits in float32.
@@ -215,7 +235,9 @@ def levels(alpha_bar: Numbers, t: Int[Array, " B"], images: Images) -> tuple[Flo
     """
     xp: Any = jnp if isinstance(alpha_bar, jax.core.Tracer) else np
     bars = xp.asarray(alpha_bar)
-    return per_image(jnp.asarray(xp.sqrt(bars))[t], images), per_image(jnp.asarray(xp.sqrt(1 - bars))[t], images)
+    return per_image(jnp.asarray(xp.sqrt(bars))[t], images), per_image(
+        jnp.asarray(xp.sqrt(1 - bars))[t], images
+    )
 
 
 def carry(denoise: Any, alpha_bar: Numbers | None, kind: str | None = None) -> Denoiser:

@@ -35,7 +35,11 @@ class StepTable(NamedTuple):
 
 
 def step_table(
-    alpha_bar: Numbers, timesteps: Numbers, sigma_schedule: SigmaSchedule, *, allow_repeats: bool = False
+    alpha_bar: Numbers,
+    timesteps: Numbers,
+    sigma_schedule: SigmaSchedule,
+    *,
+    allow_repeats: bool = False,
 ) -> StepTable:
     """The reverse process that visits τ with a σ schedule, checked.
 
@@ -72,8 +76,17 @@ def step_table(
         )
     # The product and the difference round in float64: at σ² = 1 − ᾱ_s the two sides may differ in the last bits.
     limit = 1 - steps.alpha_bar_s
-    _check_rows(steps, "sigma", sigma, (sigma >= 0) & (sigma**2 <= limit + 1e-12), "0 ≤ sigma² ≤ 1 − ᾱ_s", limit)
-    _check_rows(steps, "noise", noise, (noise >= 0) & np.isfinite(noise), "a finite noise ≥ 0", None)
+    _check_rows(
+        steps,
+        "sigma",
+        sigma,
+        (sigma >= 0) & (sigma**2 <= limit + 1e-12),
+        "0 ≤ sigma² ≤ 1 − ᾱ_s",
+        limit,
+    )
+    _check_rows(
+        steps, "noise", noise, (noise >= 0) & np.isfinite(noise), "a finite noise ≥ 0", None
+    )
     return StepTable(t.astype(np.int32), steps.alpha_bar_t, steps.alpha_bar_s, sigma, noise, t > s)
 
 
@@ -104,7 +117,9 @@ def stack_tables(tables: Sequence[StepTable]) -> StepTable:
     def padded(table: StepTable) -> StepTable:
         width = (0, longest - len(table.t))
         leaves = zip(table, fill, strict=True)
-        return StepTable(*(np.pad(np.asarray(leaf), width, constant_values=value) for leaf, value in leaves))
+        return StepTable(
+            *(np.pad(np.asarray(leaf), width, constant_values=value) for leaf, value in leaves)
+        )
 
     return StepTable(*(np.stack(leaves) for leaves in zip(*map(padded, tables), strict=True)))
 
@@ -140,7 +155,9 @@ def ddim_step(
     x_hat_0, epsilon_hat = prediction
     shapes = [jnp.shape(value) for value in (x_t, x_hat_0, epsilon_hat, x_t if z is None else z)]
     if len(set(shapes)) > 1:
-        raise ValueError("x_t, x̂_0, ε̂ and z have shapes {}, {}, {} and {}; they must be equal.".format(*shapes))
+        raise ValueError(
+            "x_t, x̂_0, ε̂ and z have shapes {}, {}, {} and {}; they must be equal.".format(*shapes)
+        )
     predicted_x_0 = jnp.sqrt(row.alpha_bar_s) * x_hat_0
     direction_to_x_t = direction_scale(row.alpha_bar_s, row.sigma) * epsilon_hat
     x_s = predicted_x_0 + direction_to_x_t
@@ -152,9 +169,13 @@ def ddim_step(
 def _checked_alpha_bar(alpha_bar: Numbers) -> Float[np.ndarray, " times"]:
     values = np.asarray(alpha_bar, np.float64)
     if values.ndim != 1 or values.size < 2:
-        raise ValueError(f"alpha_bar has shape {values.shape}; it must be (T+1,): use alpha_bars(betas).")
+        raise ValueError(
+            f"alpha_bar has shape {values.shape}; it must be (T+1,): use alpha_bars(betas)."
+        )
     if values[0] != 1:
-        raise ValueError(f"alpha_bar[0] is {values[0]:.6g}; time 0 is data, where ᾱ is 1: use alpha_bars(betas).")
+        raise ValueError(
+            f"alpha_bar[0] is {values[0]:.6g}; time 0 is data, where ᾱ is 1: use alpha_bars(betas)."
+        )
     bad = np.flatnonzero(~((np.diff(values) < 0) & (values[1:] >= 0)))
     if bad.size:
         raise ValueError(
@@ -165,12 +186,16 @@ def _checked_alpha_bar(alpha_bar: Numbers) -> Float[np.ndarray, " times"]:
 
 def _check_timesteps(tau: np.ndarray, T: int, allow_repeats: bool) -> None:
     if tau.ndim != 1 or not tau.size or not np.issubdtype(tau.dtype, np.integer):
-        raise ValueError(f"timesteps have shape {tau.shape} and dtype {tau.dtype}; give integers of shape (S,), S ≥ 1.")
+        raise ValueError(
+            f"timesteps have shape {tau.shape} and dtype {tau.dtype}; give integers of shape (S,), S ≥ 1."
+        )
     if len(tau) > T and not allow_repeats:
         raise ValueError(f"timesteps hold {len(tau)} times; there are only T = {T} noisy ones.")
     outside = np.flatnonzero((tau < 1) | (tau > T))
     if outside.size:
-        raise ValueError(f"timesteps[{outside[0]}] is {tau[outside[0]]}; noisy times are 1 to T = {T}.")
+        raise ValueError(
+            f"timesteps[{outside[0]}] is {tau[outside[0]]}; noisy times are 1 to T = {T}."
+        )
     falling = np.flatnonzero(np.diff(tau) < (0 if allow_repeats else 1))
     if falling.size:
         i = falling[0] + 1
@@ -180,7 +205,16 @@ def _check_timesteps(tau: np.ndarray, T: int, allow_repeats: bool) -> None:
         )
 
 
-def _check_rows(steps: Steps, name: str, values: np.ndarray, good: np.ndarray, rule: str, limit: np.ndarray | None) -> None:
+def _check_rows(
+    steps: Steps,
+    name: str,
+    values: np.ndarray,
+    good: np.ndarray,
+    rule: str,
+    limit: np.ndarray | None,
+) -> None:
     for row in np.flatnonzero(~good)[:1]:
         bound = "" if limit is None else f" = {limit[row]:.6g} (sigma ≤ {np.sqrt(limit[row]):.6g})"
-        raise ValueError(f"row {row} (t={steps.t[row]} to s={steps.s[row]}): {name} is {values[row]:.6g}; needs {rule}{bound}.")
+        raise ValueError(
+            f"row {row} (t={steps.t[row]} to s={steps.s[row]}): {name} is {values[row]:.6g}; needs {rule}{bound}."
+        )

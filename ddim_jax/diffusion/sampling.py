@@ -55,8 +55,12 @@ def image_keys(seed: Integer, indices: Numbers) -> Keys:
     """
     if not isinstance(indices, jax.core.Tracer):  # inside a jit the values are not known
         indices = np.asarray(indices)
-        if indices.ndim != 1 or (indices.size and not (indices.min() >= 0 and indices.max() < 2**32)):
-            raise ValueError(f"indices are {indices}; give a one-dimensional array of integers from 0 to {2**32 - 1}.")
+        if indices.ndim != 1 or (
+            indices.size and not (indices.min() >= 0 and indices.max() < 2**32)
+        ):
+            raise ValueError(
+                f"indices are {indices}; give a one-dimensional array of integers from 0 to {2**32 - 1}."
+            )
     indices = jnp.asarray(indices, jnp.uint32)
     return jax.vmap(jax.random.fold_in, (None, 0))(purpose_key(seed, Purpose.SAMPLING), indices)
 
@@ -112,7 +116,11 @@ def sample(denoise: Denoiser, x_T: Images, table: StepTable, keys: Keys) -> Floa
 
 
 def sample_path(
-    denoise: Denoiser, x_T: Images, table: StepTable, keys: Keys, observe: Callable[[Any, Any], Any] = Path
+    denoise: Denoiser,
+    x_T: Images,
+    table: StepTable,
+    keys: Keys,
+    observe: Callable[[Any, Any], Any] = Path,
 ) -> tuple[Float[Array, "B *dims"], Any]:
     """`sample`, and what it saw on the way.
 
@@ -146,7 +154,9 @@ def sample_path(
     return _scan(denoise, x_T, table, keys, observe)
 
 
-def sample_many(denoise: Denoiser, x_T: Images, tables: StepTable, keys: Keys) -> Float[Array, "E B *dims"]:
+def sample_many(
+    denoise: Denoiser, x_T: Images, tables: StepTable, keys: Keys
+) -> Float[Array, "E B *dims"]:
     """`sample` for many tables from the same noise: a whole grid of η × σ family × S in one compiled program.
 
     Equation: Eq. 12 for every row of every table, one table after the other (`lax.map`). Memory: E batches of results.
@@ -175,7 +185,9 @@ def sample_many(denoise: Denoiser, x_T: Images, tables: StepTable, keys: Keys) -
     return jax.lax.map(lambda table: sample(denoise, x_T, table, keys), tables)
 
 
-def _scan(denoise: Denoiser, x_T: Images, table: StepTable, keys: Keys, observe: Callable[[Any, Any], Any]):
+def _scan(
+    denoise: Denoiser, x_T: Images, table: StepTable, keys: Keys, observe: Callable[[Any, Any], Any]
+):
     """x_0, and what `observe` keeps of (x_t, x̂_0) at every step; an inactive row skips the network.
 
     From step to step an image is one long row: on a CPU a step around nothing takes half as long as with its short ones.
@@ -183,7 +195,9 @@ def _scan(denoise: Denoiser, x_T: Images, table: StepTable, keys: Keys, observe:
     shape = x_T.shape
 
     def step(rows, row: StepTable):
-        active_row = row._replace(active=np.array(True))  # the choice is made here, once for all pixels
+        active_row = row._replace(
+            active=np.array(True)
+        )  # the choice is made here, once for all pixels
         x_s, x_hat_0 = jax.lax.cond(
             row.active,
             lambda: _step(denoise, rows.reshape(shape), active_row, keys),
@@ -224,5 +238,7 @@ def _check(denoise: Denoiser, x_T: Images, table: StepTable, keys: Keys, ndim: i
         raise ValueError(f"{shapes}; give one key an image: image_keys(seed, indices).")
     leaves = [jnp.shape(leaf) for leaf in table]
     if len(set(leaves)) != 1 or len(leaves[0]) != ndim:
-        raise ValueError(f"the table's leaves have shapes {leaves}; all must be {'(S,)' if ndim == 1 else '(E, S)'}.")
+        raise ValueError(
+            f"the table's leaves have shapes {leaves}; all must be {'(S,)' if ndim == 1 else '(E, S)'}."
+        )
     check_kind(getattr(denoise, "kind", None), table.alpha_bar_t)

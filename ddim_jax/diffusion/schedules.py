@@ -12,7 +12,9 @@ from jaxtyping import Float64
 from .types import Integer, Numbers, Real
 
 
-def linear_betas(num_steps: Integer = 1000, start: Real = 1e-4, end: Real = 0.02) -> Float64[np.ndarray, " T"]:
+def linear_betas(
+    num_steps: Integer = 1000, start: Real = 1e-4, end: Real = 0.02
+) -> Float64[np.ndarray, " T"]:
     """β that grows linearly, DDPM's schedule and the one of the DDIM paper's experiments.
 
     Equation: β_t = start + (t − 1)/(T − 1) · (end − start).
@@ -37,7 +39,9 @@ def linear_betas(num_steps: Integer = 1000, start: Real = 1e-4, end: Real = 0.02
     return _checked(np.linspace(start, end, num_steps, dtype=np.float64))
 
 
-def cosine_betas(num_steps: Integer = 1000, offset: Real = 0.008, max_beta: Real = 0.999) -> Float64[np.ndarray, " T"]:
+def cosine_betas(
+    num_steps: Integer = 1000, offset: Real = 0.008, max_beta: Real = 0.999
+) -> Float64[np.ndarray, " T"]:
     """β for which ᾱ falls as a squared cosine.
 
     Equation: β_t = min(1 − f(t)/f(t−1), max_beta),  f(t) = cos²((t/T + offset)/(1 + offset) · π/2).
@@ -64,7 +68,9 @@ def cosine_betas(num_steps: Integer = 1000, offset: Real = 0.008, max_beta: Real
     return _checked(np.minimum(1 - f[1:] / f[:-1], max_beta))
 
 
-def quadratic_betas(num_steps: Integer = 1000, start: Real = 1e-4, end: Real = 0.02) -> Float64[np.ndarray, " T"]:
+def quadratic_betas(
+    num_steps: Integer = 1000, start: Real = 1e-4, end: Real = 0.02
+) -> Float64[np.ndarray, " T"]:
     """β whose square root grows linearly ("scaled linear" elsewhere).
 
     Equation: β_t = (√start + (t − 1)/(T − 1) · (√end − √start))².
@@ -90,7 +96,9 @@ def quadratic_betas(num_steps: Integer = 1000, start: Real = 1e-4, end: Real = 0
     return _checked(np.linspace(np.sqrt(start), np.sqrt(end), num_steps) ** 2)
 
 
-def sigmoid_betas(num_steps: Integer = 1000, start: Real = 1e-4, end: Real = 0.02) -> Float64[np.ndarray, " T"]:
+def sigmoid_betas(
+    num_steps: Integer = 1000, start: Real = 1e-4, end: Real = 0.02
+) -> Float64[np.ndarray, " T"]:
     """β that rises along a logistic curve.
 
     Equation: β_t = start + (end − start)/(1 + exp(−u_t)),  u from −6 to 6 in equal steps.
@@ -209,18 +217,24 @@ def zero_terminal_snr(alpha_bar: Numbers) -> Float64[np.ndarray, " times"]:
     """
     values = np.asarray(alpha_bar, np.float64)
     if values.ndim != 1 or len(values) < 3 or not np.all(np.diff(values) < 0) or values[-1] < 0:
-        raise ValueError(f"alpha_bar is {values}; it must be (T+1,) with T ≥ 2, fall strictly and stay ≥ 0.")
+        raise ValueError(
+            f"alpha_bar is {values}; it must be (T+1,) with T ≥ 2, fall strictly and stay ≥ 0."
+        )
     root = np.sqrt(values[1:])
     return np.concatenate([[1.0], (root[0] * (root - root[-1]) / (root[0] - root[-1])) ** 2])
 
 
 def _check_num_steps(num_steps: Integer) -> None:
     if num_steps < 1:
-        raise ValueError(f"num_steps is {num_steps}; a schedule needs at least 1 step, DDPM has 1000.")
+        raise ValueError(
+            f"num_steps is {num_steps}; a schedule needs at least 1 step, DDPM has 1000."
+        )
 
 
 def _checked(betas: np.ndarray) -> np.ndarray:
     bad = np.flatnonzero(~((betas > 0) & (betas <= 1)))
     if bad.size:
-        raise ValueError(f"β_{bad[0] + 1} is {betas[bad[0]]:.6g}; every β must lie in (0, 1]: change start, end or offset.")
+        raise ValueError(
+            f"β_{bad[0] + 1} is {betas[bad[0]]:.6g}; every β must lie in (0, 1]: change start, end or offset."
+        )
     return betas

@@ -108,7 +108,9 @@ def sigma_hat() -> SigmaSchedule:
     Source: arXiv:2010.02502, section 5.1 and appendix D.3.
     """
     mean = ddpm()
-    return lambda steps: Sigmas(mean(steps).sigma, np.where(steps.s == 0, 0.0, _transition_std(steps)))
+    return lambda steps: Sigmas(
+        mean(steps).sigma, np.where(steps.s == 0, 0.0, _transition_std(steps))
+    )
 
 
 def custom(sigma: Numbers, noise: Numbers | None = None) -> SigmaSchedule:
@@ -134,7 +136,9 @@ def custom(sigma: Numbers, noise: Numbers | None = None) -> SigmaSchedule:
     """
     sigma = np.asarray(sigma, np.float64)
     noise = sigma if noise is None else np.asarray(noise, np.float64)
-    return lambda steps: Sigmas(_one_a_step("sigma", sigma, steps), _one_a_step("noise", noise, steps))
+    return lambda steps: Sigmas(
+        _one_a_step("sigma", sigma, steps), _one_a_step("noise", noise, steps)
+    )
 
 
 def on_interval(schedule: SigmaSchedule, t_low: Integer, t_high: Integer) -> SigmaSchedule:
@@ -194,7 +198,9 @@ def scaled(schedule: SigmaSchedule, c: Numbers) -> SigmaSchedule:
     bad = factor[~(factor >= 0)]
     if bad.size:
         raise ValueError(f"c is {bad.flat[0]:.6g}; it must be ≥ 0.")
-    return lambda steps: Sigmas(*(_one_a_step("c", factor, steps) * values for values in schedule(steps)))
+    return lambda steps: Sigmas(
+        *(_one_a_step("c", factor, steps) * values for values in schedule(steps))
+    )
 
 
 def final_noise(schedule: SigmaSchedule, sigma_1: Real) -> SigmaSchedule:
@@ -253,13 +259,19 @@ def analytic(schedule: SigmaSchedule, epsilon_power: Numbers) -> SigmaSchedule:
     """
     power = np.asarray(epsilon_power, np.float64)
     if power.ndim != 1 or np.any(power < 0):
-        raise ValueError(f"epsilon_power is {epsilon_power}; give (T+1,) values ≥ 0, from estimate_epsilon_power.")
+        raise ValueError(
+            f"epsilon_power is {epsilon_power}; give (T+1,) values ≥ 0, from estimate_epsilon_power."
+        )
 
     def optimal(steps: Steps) -> Sigmas:
         sigma, _ = schedule(steps)
-        missing = steps.t[(steps.t >= len(power)) | np.isnan(power[np.minimum(steps.t, len(power) - 1)])]
+        missing = steps.t[
+            (steps.t >= len(power)) | np.isnan(power[np.minimum(steps.t, len(power) - 1)])
+        ]
         if missing.size:
-            raise ValueError(f"epsilon_power has no value for t = {missing[0]}; estimate it at every time that a step visits.")
+            raise ValueError(
+                f"epsilon_power has no value for t = {missing[0]}; estimate it at every time that a step visits."
+            )
         direction = np.sqrt(np.maximum(1 - steps.alpha_bar_s - sigma**2, 0))
         gain = np.sqrt((1 - steps.alpha_bar_t) * steps.alpha_bar_s / steps.alpha_bar_t) - direction
         variance = sigma**2 + gain**2 * (1 - np.minimum(power[steps.t], 1))
@@ -310,5 +322,7 @@ def _transition_std(steps: Steps) -> Float[np.ndarray, " S"]:
 
 def _one_a_step(name: str, values: np.ndarray, steps: Steps) -> Float[np.ndarray, " S"]:
     if values.shape not in ((), steps.t.shape):
-        raise ValueError(f"{name} has shape {values.shape}; give a scalar or one value for each of the {len(steps.t)} steps.")
+        raise ValueError(
+            f"{name} has shape {values.shape}; give a scalar or one value for each of the {len(steps.t)} steps."
+        )
     return np.broadcast_to(values, steps.t.shape)

@@ -147,4 +147,6 @@ def _quadratic(T: Integer, S: Integer) -> Times:
 
 def _check_steps(T: Integer, S: Integer) -> None:
     if not 1 <= S <= T:
-        raise ValueError(f"S is {S} reverse steps; choose 1 to T = {T}, the number of noising steps.")
+        raise ValueError(
+            f"S is {S} reverse steps; choose 1 to T = {T}, the number of noising steps."
+        )

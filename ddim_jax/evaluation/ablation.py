@@ -61,15 +61,24 @@ class AblateConfig:
         """Raise ValueError if a field is out of range, alone or beside another."""
         if (self.run is None) == (self.oracle is None):
             raise ValueError(f"RUN is {self.run} and --oracle {self.oracle}; give one of the two.")
-        for name, value, least in (("num-images", self.num_images, 0), ("batch-size", self.batch_size, 0)):
+        for name, value, least in (
+            ("num-images", self.num_images, 0),
+            ("batch-size", self.batch_size, 0),
+        ):
             if value < least:
                 raise ValueError(f"--{name} is {value}; it must be {least} or more.")
-        if 0 < self.num_images < 8:  # the intervals halve the samples, and each half needs three neighbours
-            raise ValueError(f"--num-images is {self.num_images}; distances with intervals need 8 or more.")
+        if (
+            0 < self.num_images < 8
+        ):  # the intervals halve the samples, and each half needs three neighbours
+            raise ValueError(
+                f"--num-images is {self.num_images}; distances with intervals need 8 or more."
+            )
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"--seed is {self.seed}; it must be from 0 to {2**32 - 1}.")
         if not self.name or "/" in self.name or self.name in (".", "..", "cells"):
-            raise ValueError(f"--name is {self.name!r}; give a directory name other than 'cells', without a slash.")
+            raise ValueError(
+                f"--name is {self.name!r}; give a directory name other than 'cells', without a slash."
+            )
 
     def directory(self) -> Path:
         """Where ablations of this model are kept."""
@@ -110,7 +119,11 @@ def ablate(config: AblateConfig, console: Console) -> None:
     """
     config.check()
     config = config.resolved()
-    source = run_source(config.run, config.checkpoint) if config.run else oracle_source(config.oracle or "digits")
+    source = (
+        run_source(config.run, config.checkpoint)
+        if config.run
+        else oracle_source(config.oracle or "digits")
+    )
     cells = config.grid.cells(source.alpha_bar, config.grid.steps)
     baseline = _baseline(config, cells)
     features = load_features(config.features, source, classifier_path(config.run, config.oracle))
@@ -123,34 +136,62 @@ def _baseline(config: AblateConfig, cells: list[Cell]) -> str:
     names = [cell.name for cell in cells]
     if config.baseline and config.baseline not in names:
         raise ValueError(f"--baseline is {config.baseline!r}; the grid has {', '.join(names)}.")
-    return config.baseline or max(cells, key=lambda cell: (cell.family.name == cells[0].family.name, cell.steps)).name
+    return (
+        config.baseline
+        or max(cells, key=lambda cell: (cell.family.name == cells[0].family.name, cell.steps)).name
+    )
 
 
-def draw_cells(config: AblateConfig, source: Source, cells: list[Cell], console: Console) -> tuple[list[Drawn], int]:
+def draw_cells(
+    config: AblateConfig, source: Source, cells: list[Cell], console: Console
+) -> tuple[list[Drawn], int]:
     """The images of every cell, those that are on disk not drawn again; and how often the sampler was compiled."""
     size = config.batch_size
     firsts = range(0, config.num_images, size)
     places = [config.directory() / "cells" / _identity(config, source, cell) for cell in cells]
     files = [[place / f"{first:08d}.npz" for first in firsts] for place in places]
-    missing = {(i, first) for i, some in enumerate(files) for first, file in zip(firsts, some, strict=True) if not file.exists()}
+    missing = {
+        (i, first)
+        for i, some in enumerate(files)
+        for first, file in zip(firsts, some, strict=True)
+        if not file.exists()
+    }
     draw, count = make_draw(source, size, max(len(cell.table.t) for cell in cells))
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps"),
+        TimeRemainingColumn(),
+    )
     total = sum(cells[i].steps for i, _ in missing)
     if len(missing) < len(cells) * len(firsts):
-        console.print(f"{len(cells) * len(firsts) - len(missing)} of {len(cells) * len(firsts)} batches are there already")
+        console.print(
+            f"{len(cells) * len(firsts) - len(missing)} of {len(cells) * len(firsts)} batches are there already"
+        )
     if missing:
-        draw(jax.tree.map(np.zeros_like, cells[0].table), 0, np.zeros((size, 2), np.uint32))  # compile: no step is active
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal or not missing) as bar:
+        draw(
+            jax.tree.map(np.zeros_like, cells[0].table), 0, np.zeros((size, 2), np.uint32)
+        )  # compile: no step is active
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal or not missing
+    ) as bar:
         task = bar.add_task("", total=total)
         for i, first in sorted(missing):
             bar.update(task, description=cells[i].name)
             start = time.perf_counter()
-            keys = np.asarray(jax.random.key_data(image_keys(config.seed, np.arange(first, first + size))))
+            keys = np.asarray(
+                jax.random.key_data(image_keys(config.seed, np.arange(first, first + size)))
+            )
             images, squares = draw(cells[i].table, _clip_mode(config, source, cells[i]), keys)
             if jax.process_index() == 0:
-                _save(files[i][first // size], to_uint8(images), squares, time.perf_counter() - start)
+                _save(
+                    files[i][first // size], to_uint8(images), squares, time.perf_counter() - start
+                )
             bar.advance(task, cells[i].steps)
-    return ([_load(some, config.num_images) for some in files] if jax.process_index() == 0 else []), count()
+    return (
+        [_load(some, config.num_images) for some in files] if jax.process_index() == 0 else []
+    ), count()
 
 
 def make_draw(source: Source, size: int, rows: int) -> tuple[Draw, Callable[[], int]]:
@@ -167,13 +208,21 @@ def make_draw(source: Source, size: int, rows: int) -> tuple[Draw, Callable[[], 
     mesh = make_mesh(size)
     whole, split = replicated(mesh), batch_sharding(mesh)
     longest = StepTable(*(np.zeros(rows, kind) for kind in (int, float, float, float, float, bool)))
-    params = None if source.params is None else jax.device_put(jax.tree.map(np.asarray, source.params), whole)
+    params = (
+        None
+        if source.params is None
+        else jax.device_put(jax.tree.map(np.asarray, source.params), whole)
+    )
 
     def run(params: Any, table: StepTable, mode: Any, key_data: Any) -> Any:
-        keys = jax.random.wrap_key_data(jax.lax.with_sharding_constraint(key_data, split), impl="threefry2x32")
+        keys = jax.random.wrap_key_data(
+            jax.lax.with_sharding_constraint(key_data, split), impl="threefry2x32"
+        )
         denoise = clipped(source.denoise(params), mode, source.alpha_bar)
         x_T = initial_noise(keys, source.image_shape)
-        return sample_path(denoise, x_T, table, keys, observe=lambda _, x_0: jnp.mean(x_0**2, axis=(1, 2, 3)))
+        return sample_path(
+            denoise, x_T, table, keys, observe=lambda _, x_0: jnp.mean(x_0**2, axis=(1, 2, 3))
+        )
 
     program: Any = jax.jit(run, in_shardings=whole, out_shardings=whole)
 
@@ -196,7 +245,16 @@ def _identity(config: AblateConfig, source: Source, cell: Cell) -> str:
     """A hash of everything that the images of a cell depend on, rounding included."""
     versions = [importlib.metadata.version(name) for name in ("ddim_jax", "jax", "jaxlib", "flax")]
     mode = _clip_mode(config, source, cell)
-    return digest(source.identity, source.alpha_bar, *cell.table, mode, config.seed, config.batch_size, versions, describe())[:32]
+    return digest(
+        source.identity,
+        source.alpha_bar,
+        *cell.table,
+        mode,
+        config.seed,
+        config.batch_size,
+        versions,
+        describe(),
+    )[:32]
 
 
 def _save(file: Path, images: np.ndarray, squares: np.ndarray, seconds: float) -> None:

@@ -62,18 +62,26 @@ def train_classifier(config: ClassifierConfig, console: Console) -> None:
         ValueError: a flag out of range, a run that cannot be read, data without labels.
     """
     config.check()
-    source = run_source(config.run, "latest") if config.run else oracle_source(config.oracle or "digits")
+    source = (
+        run_source(config.run, "latest") if config.run else oracle_source(config.oracle or "digits")
+    )
     if source.labels is None:
-        raise ValueError(f"{source.name} has data without labels; only --features pixels can be used with it.")
+        raise ValueError(
+            f"{source.name} has data without labels; only --features pixels can be used with it."
+        )
     order = np.random.default_rng(config.seed).permutation(len(source.reference))
     held_out = order[: len(order) // 5]
     params = _fit(source, order[len(held_out) :], config)
-    scores = np.concatenate([_apply(params, source.reference[part])[1] for part in np.array_split(held_out, 8)])
+    scores = np.concatenate(
+        [_apply(params, source.reference[part])[1] for part in np.array_split(held_out, 8)]
+    )
     accuracy = float(np.mean(scores.argmax(1) == source.labels[held_out]))
     path = classifier_path(config.run, config.oracle)
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, *jax.tree.leaves(params))
-    console.print(f"{path}: {accuracy:.1%} of {len(held_out):,} held-out images in the right one of {source.num_classes} classes")
+    console.print(
+        f"{path}: {accuracy:.1%} of {len(held_out):,} held-out images in the right one of {source.num_classes} classes"
+    )
 
 
 def classifier_path(run: Path | None, oracle: str | None) -> Path:
@@ -98,15 +106,21 @@ def load_features(name: str, source: Source, path: Path) -> tuple[Features, str]
         with np.load(path) as file:
             leaves = [file[name] for name in file.files]
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); `python sample.py classifier` makes it.") from error
+        raise ValueError(
+            f"{path} cannot be read ({error}); `python sample.py classifier` makes it."
+        ) from error
     template = _init(jax.random.key(0), source.image_shape[-1], source.num_classes)
     if [leaf.shape for leaf in leaves] != [leaf.shape for leaf in jax.tree.leaves(template)]:
-        raise ValueError(f"{path} is a classifier of other images; make it anew with `python sample.py classifier`.")
+        raise ValueError(
+            f"{path} is a classifier of other images; make it anew with `python sample.py classifier`."
+        )
     params = jax.tree.unflatten(jax.tree.structure(template), leaves)
 
     def features(images: np.ndarray) -> np.ndarray:
         parts = np.array_split(images, max(1, -(-len(images) // 1000)))
-        return np.concatenate([np.asarray(_apply(params, _in_range(part))[0], np.float64) for part in parts])
+        return np.concatenate(
+            [np.asarray(_apply(params, _in_range(part))[0], np.float64) for part in parts]
+        )
 
     return features, digest(*leaves)
 
@@ -121,7 +135,10 @@ def _init(key: Any, channels: int, classes: int) -> dict[str, Any]:
               "hidden": (_WIDTH, _WIDTH), "out": (_WIDTH, classes)}  # fmt: skip
     keys = jax.random.split(key, len(shapes))
     return {
-        name: {"kernel": jax.random.normal(k, shape) * np.sqrt(2 / np.prod(shape[:-1])), "bias": jnp.zeros(shape[-1])}
+        name: {
+            "kernel": jax.random.normal(k, shape) * np.sqrt(2 / np.prod(shape[:-1])),
+            "bias": jnp.zeros(shape[-1]),
+        }
         for k, (name, shape) in zip(keys, shapes.items(), strict=True)
     }
 
@@ -132,15 +149,24 @@ def _apply(params: dict[str, Any], x: Any) -> tuple[Any, Any]:
     for name, stride in (("conv1", 1), ("conv2", 2), ("conv3", 2)):
         layer = params[name]
         x = jax.lax.conv_general_dilated(
-            x, layer["kernel"], (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest"
+            x,
+            layer["kernel"],
+            (stride, stride),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision="highest",
         )
         x = jax.nn.relu(x + layer["bias"].reshape(1, 1, 1, -1))
     dense = partial(jnp.matmul, precision="highest")
-    features = jax.nn.relu(dense(x.mean((1, 2)), params["hidden"]["kernel"]) + params["hidden"]["bias"].reshape(1, -1))
+    features = jax.nn.relu(
+        dense(x.mean((1, 2)), params["hidden"]["kernel"]) + params["hidden"]["bias"].reshape(1, -1)
+    )
     return features, dense(features, params["out"]["kernel"]) + params["out"]["bias"].reshape(1, -1)
 
 
-def _fit(source: Source, chosen: np.ndarray, config: ClassifierConfig, batch_size: int = 128) -> dict[str, Any]:
+def _fit(
+    source: Source, chosen: np.ndarray, config: ClassifierConfig, batch_size: int = 128
+) -> dict[str, Any]:
     """Adam on the cross-entropy."""
     labels, optimizer = np.asarray(source.labels), optax.adam(2e-3)
     params = _init(jax.random.key(config.seed), source.image_shape[-1], source.num_classes)
@@ -149,7 +175,9 @@ def _fit(source: Source, chosen: np.ndarray, config: ClassifierConfig, batch_siz
     @jax.jit
     def step(params: Any, state: Any, x: Any, label: Any) -> tuple[Any, Any]:
         def loss(params: Any) -> Any:
-            return optax.softmax_cross_entropy_with_integer_labels(_apply(params, x)[1], label).mean()
+            return optax.softmax_cross_entropy_with_integer_labels(
+                _apply(params, x)[1], label
+            ).mean()
 
         updates, state = optimizer.update(jax.grad(loss)(params), state)
         return optax.apply_updates(params, updates), state
@@ -157,5 +185,7 @@ def _fit(source: Source, chosen: np.ndarray, config: ClassifierConfig, batch_siz
     size = min(batch_size, len(chosen))
     for _ in range(config.epochs):
         for part in rng.permutation(chosen)[: len(chosen) // size * size].reshape(-1, size):
-            params, state = step(params, state, source.reference[part], labels[part].astype(np.int32))
+            params, state = step(
+                params, state, source.reference[part], labels[part].astype(np.int32)
+            )
     return params

@@ -49,16 +49,24 @@ class LoadedRun(NamedTuple):
 
         return jax.jit(run, in_shardings=whole, out_shardings=whole)
 
-    def in_batches(self, call: Callable[[np.ndarray], Any], count: int, console: Console, doing: str) -> Any:
+    def in_batches(
+        self, call: Callable[[np.ndarray], Any], count: int, console: Console, doing: str
+    ) -> Any:
         """call(indices) for the indices 0 … count−1, a batch at a time, the last one filled up; results as one, in NumPy."""
         parts = []
         for first in track(
-            range(0, count, self.batch_size), doing, console=console, transient=True, disable=not console.is_terminal
+            range(0, count, self.batch_size),
+            doing,
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
         ):
             # Full float32: accelerators would multiply in TF32 or bfloat16.
             with jax.default_matmul_precision("highest"):
                 found = call(np.arange(first, first + self.batch_size) % count)
-            parts.append(jax.tree.map(lambda leaf, left=count - first: np.asarray(leaf)[:left], found))
+            parts.append(
+                jax.tree.map(lambda leaf, left=count - first: np.asarray(leaf)[:left], found)
+            )
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
@@ -97,11 +105,17 @@ class RunFlags:
         size = full_batch(batch_size)
         mesh = make_mesh(size)
         params = jax.device_put(jax.tree.map(np.asarray, params), replicated(mesh))
-        return LoadedRun(config, step, params, unet_apply(config.model), config.diffusion.alpha_bar(), mesh, size)
+        return LoadedRun(
+            config, step, params, unet_apply(config.model), config.diffusion.alpha_bar(), mesh, size
+        )
 
-    def steps_of(self, alpha_bar: np.ndarray, steps: int, schedule: SigmaSchedule | None = None) -> StepTable:
+    def steps_of(
+        self, alpha_bar: np.ndarray, steps: int, schedule: SigmaSchedule | None = None
+    ) -> StepTable:
         """S steps with a σ schedule, η = 0 unless given."""
-        return step_table(alpha_bar, SEQUENCES[self.timesteps](len(alpha_bar) - 1, steps), schedule or eta(0.0))
+        return step_table(
+            alpha_bar, SEQUENCES[self.timesteps](len(alpha_bar) - 1, steps), schedule or eta(0.0)
+        )
 
 
 @dataclass(frozen=True)
@@ -121,11 +135,17 @@ class SamplingFlags(RunFlags):
         """Raise ValueError if a field is out of range, alone or beside another."""
         super().check(**least)
         if self.sigma != "eta" and self.eta:
-            raise ValueError(f"--eta is {self.eta:g}, which --sigma {self.sigma} does not use; leave one of the two out.")
+            raise ValueError(
+                f"--eta is {self.eta:g}, which --sigma {self.sigma} does not use; leave one of the two out."
+            )
 
     def table(self, alpha_bar: np.ndarray) -> StepTable:
         """The steps that the flags describe."""
-        return self.steps_of(alpha_bar, self.steps, {"eta": eta(self.eta), "ddpm": ddpm(), "hat": sigma_hat()}[self.sigma])
+        return self.steps_of(
+            alpha_bar,
+            self.steps,
+            {"eta": eta(self.eta), "ddpm": ddpm(), "hat": sigma_hat()}[self.sigma],
+        )
 
     def wrap(self, denoise: Denoiser) -> Denoiser:
         """The Denoiser with the clipping that the flags describe."""
@@ -157,9 +177,13 @@ class GenerateConfig(SamplingFlags):
         """Raise ValueError if a field is out of range, alone or beside another."""
         super().check(num_images=1, **least)
         if self.out.suffix not in (".png", ".npz"):
-            raise ValueError(f"--out is {self.out}; its name must end in .png (a grid) or .npz (uint8 arrays).")
+            raise ValueError(
+                f"--out is {self.out}; its name must end in .png (a grid) or .npz (uint8 arrays)."
+            )
         if self.guidance != 1 and not self.label:
-            raise ValueError(f"--guidance is {self.guidance:g} without --label; give the classes to guide to.")
+            raise ValueError(
+                f"--guidance is {self.guidance:g} without --label; give the classes to guide to."
+            )
 
 
 def make_directory(directory: Path, flag: Path) -> None:
@@ -193,7 +217,9 @@ def generate_images(config: GenerateConfig, console: Console) -> None:
     _check_labels(config, model.num_classes)
     table = config.table(run.alpha_bar)
     kind, guide = run.config.diffusion.prediction, config.guidance != 1
-    sampler = make_sampler(run.apply, run.alpha_bar, model.image_shape(), run.mesh, config.wrap, kind=kind, guide=guide)
+    sampler = make_sampler(
+        run.apply, run.alpha_bar, model.image_shape(), run.mesh, config.wrap, kind=kind, guide=guide
+    )
     parts = generate(
         sampler,
         run.params,
@@ -207,7 +233,12 @@ def generate_images(config: GenerateConfig, console: Console) -> None:
     quiet = not console.is_terminal
     batches = -(-config.num_images // run.batch_size)
     images = np.concatenate(
-        [to_uint8(part) for part in track(parts, "sampling", batches, console=console, transient=True, disable=quiet)]
+        [
+            to_uint8(part)
+            for part in track(
+                parts, "sampling", batches, console=console, transient=True, disable=quiet
+            )
+        ]
     )
     if jax.process_index():  # each process has all the images; the first writes them
         return
@@ -215,7 +246,11 @@ def generate_images(config: GenerateConfig, console: Console) -> None:
         np.savez_compressed(config.out, images=images)
     else:
         save_grid(images, config.out)
-    labels = f", labels {' '.join(map(str, config.label))}, guidance {config.guidance:g}" if config.label else ""
+    labels = (
+        f", labels {' '.join(map(str, config.label))}, guidance {config.guidance:g}"
+        if config.label
+        else ""
+    )
     console.print(
         f"{config.out}: {len(images):,} images {images.shape[1:]}, {config.describe()}{labels}, "
         f"on {run.mesh.size} of {describe()}"
@@ -224,7 +259,11 @@ def generate_images(config: GenerateConfig, console: Console) -> None:
 
 def _check_labels(config: GenerateConfig, num_classes: int) -> None:
     if config.label and not num_classes:
-        raise ValueError(f"--label is {config.label[0]}, but {config.run} is unconditional; leave --label out.")
+        raise ValueError(
+            f"--label is {config.label[0]}, but {config.run} is unconditional; leave --label out."
+        )
     for label in config.label:
         if not 0 <= label < num_classes:
-            raise ValueError(f"--label is {label}; {config.run} has the classes 0 to {num_classes - 1}.")
+            raise ValueError(
+                f"--label is {label}; {config.run} has the classes 0 to {num_classes - 1}."
+            )

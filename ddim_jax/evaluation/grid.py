@@ -16,7 +16,12 @@ import numpy as np
 from ..diffusion.prediction import Denoiser, Prediction, carry, clip_x0
 from ..diffusion.reverse import StepTable, step_table
 from ..diffusion.sigmas import Sigmas, SigmaSchedule, custom, eta, sigma_hat
-from ..diffusion.timesteps import linspace_timesteps, quadratic_timesteps, trailing_timesteps, uniform_timesteps
+from ..diffusion.timesteps import (
+    linspace_timesteps,
+    quadratic_timesteps,
+    trailing_timesteps,
+    uniform_timesteps,
+)
 
 Kind = Literal["uniform", "quadratic", "trailing", "linspace"]
 SEQUENCES: dict[Kind, Callable[[int, int], np.ndarray]] = {
@@ -70,7 +75,9 @@ class GridFlags:
             ValueError: a file or a function that gives no σ.
         """
         default = not (self.eta or self.sigma_hat or self.sigma)
-        families = [Family(f"eta={value:g}", eta(value)) for value in (PAPER_ETAS if default else self.eta)]
+        families = [
+            Family(f"eta={value:g}", eta(value)) for value in (PAPER_ETAS if default else self.eta)
+        ]
         if default or self.sigma_hat:
             families.append(Family("sigma-hat", sigma_hat(), rederive=True))
         return families + [_own(name) for name in self.sigma]
@@ -85,12 +92,18 @@ class GridFlags:
         for kind in self.timesteps:
             for family in self.families():
                 for count in steps if family.length is None else (family.length,):
-                    table = step_table(alpha_bar, SEQUENCES[kind](len(alpha_bar) - 1, count), family.schedule)
-                    cells.append(Cell(f"{family.name} {kind} S={count}", family, kind, count, table))
+                    table = step_table(
+                        alpha_bar, SEQUENCES[kind](len(alpha_bar) - 1, count), family.schedule
+                    )
+                    cells.append(
+                        Cell(f"{family.name} {kind} S={count}", family, kind, count, table)
+                    )
         names = [cell.name for cell in cells]
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"the cell {twice} is asked for twice; give each of --eta, --sigma, --steps, --timesteps once.")
+            raise ValueError(
+                f"the cell {twice} is asked for twice; give each of --eta, --sigma, --steps, --timesteps once."
+            )
         return cells
 
 
@@ -105,9 +118,16 @@ def clipped(denoise: Denoiser, mode: Any, alpha_bar: np.ndarray) -> Denoiser:
 
     def chosen(x_t: Any, t: Any) -> Prediction:
         plain = denoise(x_t, t)
-        kept, followed = (clip_x0(lambda *_: plain, rederive, alpha_bar)(x_t, t) for rederive in (False, True))
+        kept, followed = (
+            clip_x0(lambda *_: plain, rederive, alpha_bar)(x_t, t) for rederive in (False, True)
+        )
         leaves = zip(plain, kept, followed, strict=True)
-        return Prediction(*(jnp.where(mode == 2, two, jnp.where(mode == 1, one, none)) for none, one, two in leaves))
+        return Prediction(
+            *(
+                jnp.where(mode == 2, two, jnp.where(mode == 1, one, none))
+                for none, one, two in leaves
+            )
+        )
 
     return carry(chosen, alpha_bar, getattr(denoise, "kind", None))
 
@@ -120,18 +140,24 @@ def _own(name: str) -> Family:
         return Family(path.name, custom(*columns), length=len(columns[0]))
     module, colon, function = name.partition(":")
     if not colon:
-        raise ValueError(f"--sigma is {name}; give FILE.npy, FILE.csv, FILE.json, or MODULE:FUNCTION.")
+        raise ValueError(
+            f"--sigma is {name}; give FILE.npy, FILE.csv, FILE.json, or MODULE:FUNCTION."
+        )
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         schedule = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"--sigma is {name}, which cannot be imported ({error}); give MODULE:FUNCTION.") from error
+        raise ValueError(
+            f"--sigma is {name}, which cannot be imported ({error}); give MODULE:FUNCTION."
+        ) from error
 
     def checked(steps: Any) -> Sigmas:
         found = schedule(steps)
         if not isinstance(found, Sigmas):
-            raise ValueError(f"--sigma {name} gave a {type(found).__name__}; it must map Steps to Sigmas(sigma, noise).")
+            raise ValueError(
+                f"--sigma {name} gave a {type(found).__name__}; it must map Steps to Sigmas(sigma, noise)."
+            )
         return found
 
     return Family(name, checked)
@@ -148,15 +174,23 @@ def _read(path: Path) -> tuple[np.ndarray, ...]:
         else:
             values = json.loads(path.read_text())
         if isinstance(values, dict):
-            columns = [np.asarray(values[key], np.float64) for key in ("sigma", "noise") if key in values]
+            columns = [
+                np.asarray(values[key], np.float64) for key in ("sigma", "noise") if key in values
+            ]
         else:
             array = np.asarray(values, np.float64)
             columns = [array] if array.ndim == 1 else list(array.T)
     except OSError as error:
-        raise ValueError(f"--sigma {path} cannot be read ({error.strerror or error}); give the path of an array of σ.") from error
+        raise ValueError(
+            f"--sigma {path} cannot be read ({error.strerror or error}); give the path of an array of σ."
+        ) from error
     except (ValueError, TypeError) as error:
-        raise ValueError(f"--sigma {path} holds no array of numbers ({error}); give one σ a step.") from error
+        raise ValueError(
+            f"--sigma {path} holds no array of numbers ({error}); give one σ a step."
+        ) from error
     if len(columns) not in (1, 2) or any(column.ndim != 1 or not len(column) for column in columns):
         shapes = [column.shape for column in columns]
-        raise ValueError(f"--sigma {path} has columns of shape {shapes}; give σ, or σ and noise, a row a step.")
+        raise ValueError(
+            f"--sigma {path} has columns of shape {shapes}; give σ, or σ and noise, a row a step."
+        )
     return tuple(columns)

@@ -75,7 +75,10 @@ def interpolate(config: InterpolateConfig, console: Console) -> None:
     run = config.load(min(config.batch_size, count))
     table = config.steps_of(run.alpha_bar, config.steps)
     make_directory(config.out.parent, config.out)
-    shape, weights = run.config.model.image_shape(), np.linspace(0, 1, config.columns, dtype=np.float32)
+    shape, weights = (
+        run.config.model.image_shape(),
+        np.linspace(0, 1, config.columns, dtype=np.float32),
+    )
 
     def between(params, batch, table):
         first, second, weight = batch
@@ -94,7 +97,12 @@ def interpolate(config: InterpolateConfig, console: Console) -> None:
     if jax.process_index():
         return
     rows = images.reshape(config.rows, config.columns, *shape)
-    save_rows(rows, config.out, [f"{2 * r} to {2 * r + 1}" for r in range(config.rows)], [f"{w:.2g}" for w in weights])
+    save_rows(
+        rows,
+        config.out,
+        [f"{2 * r} to {2 * r + 1}" for r in range(config.rows)],
+        [f"{w:.2g}" for w in weights],
+    )
     console.print(
         f"{config.out}: {config.rows} × {config.columns} images {shape} between noises, S={config.steps} {config.timesteps}, "
         f"eta=0, seed={config.seed}, on {run.mesh.size} of {describe()}"
@@ -117,16 +125,26 @@ def trajectory(config: TrajectoryConfig, console: Console) -> None:
     make_directory(config.out.parent, config.out)
     walk = make_walk(run, config)
     states = run.in_batches(
-        lambda indices: walk(run.params, _key_data(config.seed, indices), table), config.num_images, console, "sampling"
+        lambda indices: walk(run.params, _key_data(config.seed, indices), table),
+        config.num_images,
+        console,
+        "sampling",
     )
     if jax.process_index():
         return
     # (2, S + 1, N, …): x_t and x̂_0, then the states, then the images.
-    images = np.stack([np.stack([to_uint8(state) for state in part.swapaxes(0, 1)]) for part in states])
+    images = np.stack(
+        [np.stack([to_uint8(state) for state in part.swapaxes(0, 1)]) for part in states]
+    )
     times = [*table.t.tolist(), 0]
     chosen = _evenly(len(times), _COLUMNS)
     rows = images[:, chosen].transpose(2, 0, 1, 3, 4, 5).reshape(-1, len(chosen), *images.shape[3:])
-    save_rows(rows, config.out, ["$x_t$", r"$\hat{x}_0$"] * config.num_images, [f"t = {times[i]}" for i in chosen])
+    save_rows(
+        rows,
+        config.out,
+        ["$x_t$", r"$\hat{x}_0$"] * config.num_images,
+        [f"t = {times[i]}" for i in chosen],
+    )
     animation = config.out.with_suffix(".gif")
     frames = _evenly(len(times), _FRAMES)
     _save_animation([_canvas(images[:, i])[0] for i in frames], animation)
@@ -152,7 +170,10 @@ def make_walk(run: LoadedRun, config: TrajectoryConfig) -> Any:
 
 
 def save_rows(
-    rows: UInt8[np.ndarray, "R K H W C"], path: Path, row_labels: Sequence[str], column_labels: Sequence[str] = ()
+    rows: UInt8[np.ndarray, "R K H W C"],
+    path: Path,
+    row_labels: Sequence[str],
+    column_labels: Sequence[str] = (),
 ) -> None:
     """Write images as one PNG in labelled rows; small images are magnified by a whole factor.
 
@@ -162,7 +183,9 @@ def save_rows(
         row_labels: R texts, which matplotlib sets, formulas between dollars included.
         column_labels: K texts, or none.
     """
-    from matplotlib.figure import Figure  # half a second to import, which other commands need not wait for
+    from matplotlib.figure import (
+        Figure,
+    )  # half a second to import, which other commands need not wait for
 
     canvas, tile = _canvas(rows)
     height, width = canvas.shape[:2]
@@ -173,8 +196,16 @@ def save_rows(
     axes = figure.add_axes((left / size[0], 0, width / size[0], height / size[1]))
     # As RGB, since a colour map would round the greys.
     axes.imshow(np.asarray(Image.fromarray(canvas).convert("RGB")), interpolation="nearest")
-    axes.set_yticks([_GAP + tile[0] / 2 + r * (tile[0] + _GAP) for r in range(len(row_labels))], row_labels, fontsize=8)
-    axes.set_xticks([_GAP + tile[1] / 2 + k * (tile[1] + _GAP) for k in range(len(column_labels))], column_labels, fontsize=7)
+    axes.set_yticks(
+        [_GAP + tile[0] / 2 + r * (tile[0] + _GAP) for r in range(len(row_labels))],
+        row_labels,
+        fontsize=8,
+    )
+    axes.set_xticks(
+        [_GAP + tile[1] / 2 + k * (tile[1] + _GAP) for k in range(len(column_labels))],
+        column_labels,
+        fontsize=7,
+    )
     axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     axes.spines[:].set_visible(False)
     figure.savefig(path)
@@ -195,7 +226,9 @@ def _save_animation(frames: Sequence[np.ndarray], path: Path) -> None:
     first, *others = map(Image.fromarray, frames)
     # About four seconds, and a rest on the image.
     pause = max(40, 4000 // len(frames))
-    first.save(path, save_all=True, append_images=others, duration=[pause] * len(others) + [2000], loop=0)
+    first.save(
+        path, save_all=True, append_images=others, duration=[pause] * len(others) + [2000], loop=0
+    )
 
 
 def _evenly(count: int, most: int) -> list[int]:

@@ -83,11 +83,15 @@ def round_trip(denoise: Denoiser, x_0: Images, tables: StepTable) -> Float[Array
     Source: arXiv:2010.02502, section 5.4.
     """
     keys = image_keys(0, np.arange(len(x_0)))  # they draw nothing: η = 0
-    return jax.lax.map(lambda table: sample(denoise, encode(denoise, x_0, table), table, keys), tables)
+    return jax.lax.map(
+        lambda table: sample(denoise, encode(denoise, x_0, table), table, keys), tables
+    )
 
 
 def reconstruction_errors(
-    steps: Iterable[int], images: Float[np.ndarray, "B *dims"], reconstructions: Float[np.ndarray, "B E *dims"]
+    steps: Iterable[int],
+    images: Float[np.ndarray, "B *dims"],
+    reconstructions: Float[np.ndarray, "B E *dims"],
 ) -> list[Error]:
     """The error (1) at every S, with a normal 95 % interval of the mean over images, which are independent.
 
@@ -109,7 +113,10 @@ def reconstruction_errors(
     difference = (reconstructions.astype(np.float64) - images[:, None]) / 2
     of_image = np.square(difference).mean(axis=tuple(range(2, difference.ndim)))
     margins = 1.96 * of_image.std(0, ddof=1) / np.sqrt(len(images))
-    return [Error(S, *map(float, values)) for S, *values in zip(steps, of_image.mean(0), margins, strict=True)]
+    return [
+        Error(S, *map(float, values))
+        for S, *values in zip(steps, of_image.mean(0), margins, strict=True)
+    ]
 
 
 def reconstruct(config: ReconstructConfig, console: Console) -> None:
@@ -131,16 +138,23 @@ def reconstruct(config: ReconstructConfig, console: Console) -> None:
     tables = stack_tables([config.steps_of(run.alpha_bar, S) for S in steps])
     dataset, split = _open(config, run)
     if dataset.size < 2:
-        raise ValueError(f"the {split} split of {dataset.name} has {dataset.size} image; an interval needs 2 or more.")
+        raise ValueError(
+            f"the {split} split of {dataset.name} has {dataset.size} image; an interval needs 2 or more."
+        )
     directory = config.out or config.run / "reconstruction"
     make_directory(directory, directory)
     chosen = np.random.default_rng(config.seed).permutation(dataset.size)[: config.num_images]
     images = to_unit_range(dataset.read(chosen))
 
     # The tables come second to the images, so that what a batch returns begins with its images.
-    there_and_back = run.jit(lambda params, x_0, tables: round_trip(run.denoiser(params), x_0, tables).swapaxes(0, 1))
+    there_and_back = run.jit(
+        lambda params, x_0, tables: round_trip(run.denoiser(params), x_0, tables).swapaxes(0, 1)
+    )
     reconstructions = run.in_batches(
-        lambda indices: there_and_back(run.params, images[indices], tables), len(images), console, "reconstructing"
+        lambda indices: there_and_back(run.params, images[indices], tables),
+        len(images),
+        console,
+        "reconstructing",
     )
     errors = reconstruction_errors(steps, images, reconstructions)
     if jax.process_index():
@@ -150,7 +164,8 @@ def reconstruct(config: ReconstructConfig, console: Console) -> None:
     save_rows(np.stack([to_uint8(row) for row in rows]), directory / "reconstructions.png", labels)
     device = f"{run.mesh.size} of {describe()}"
     report = {
-        "settings": asdict(config) | {"run": str(config.run), "out": str(directory), "steps": steps, "checkpoint": run.step},
+        "settings": asdict(config)
+        | {"run": str(config.run), "out": str(directory), "steps": steps, "checkpoint": run.step},
         "data": {"source": dataset.name, "split": split, "n": len(images)},
         "results": [error._asdict() for error in errors],
         "paper_cifar10": CIFAR10,
@@ -161,10 +176,18 @@ def reconstruct(config: ReconstructConfig, console: Console) -> None:
     }
     (directory / "results.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     note = "" if split == config.split else f", for want of a {config.split} split"
-    table = _table(config, run.step, errors, f"{len(images):,} images of {dataset.name} ({split} split{note})", device)
+    table = _table(
+        config,
+        run.step,
+        errors,
+        f"{len(images):,} images of {dataset.name} ({split} split{note})",
+        device,
+    )
     (directory / "table.md").write_text(table)
     console.print(table, markup=False)
-    console.print(f"{directory}: table.md, results.json, reconstructions.png; {report['seconds']:.1f} s")
+    console.print(
+        f"{directory}: table.md, results.json, reconstructions.png; {report['seconds']:.1f} s"
+    )
 
 
 def _open(config: ReconstructConfig, run: LoadedRun) -> tuple[Dataset, str]:
@@ -184,9 +207,13 @@ def _open(config: ReconstructConfig, run: LoadedRun) -> tuple[Dataset, str]:
             raise error from None  # nothing of it can be read: that there is no test split is not the point
 
 
-def _table(config: ReconstructConfig, step: int, errors: list[Error], images: str, device: str) -> str:
+def _table(
+    config: ReconstructConfig, step: int, errors: list[Error], images: str, device: str
+) -> str:
     """The results as Markdown, beside the paper's."""
-    lines = [f"| {S} | {mse:.3g} | ± {margin:.2g} | {CIFAR10.get(S, '')} |" for S, mse, margin in errors]
+    lines = [
+        f"| {S} | {mse:.3g} | ± {margin:.2g} | {CIFAR10.get(S, '')} |" for S, mse, margin in errors
+    ]
     return "\n".join([
         f"Reconstruction error of {config.run}, step {step}: {images}, seed {config.seed}, encoded and decoded",
         f"in S steps, {config.timesteps} τ, η = 0, float32 on {device}. MSE per dimension of images in [0, 1], reconstructions",

@@ -32,7 +32,15 @@ _PAPER_FID = {
     "sigma-hat": (367.43, 133.37, 32.72, 9.99, 3.17),
 }
 _PAPER_TITLE = "The paper's Table 1: FID of CIFAR-10, 50k samples, quadratic τ (another network, data and metric: not comparable)"
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6d00", "#56b4e9", "#555555")  # told apart by colour-blind readers
+_COLORS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#8c6d00",
+    "#56b4e9",
+    "#555555",
+)  # told apart by colour-blind readers
 _MARKERS = "osD^vPX"
 _MISSING = "–"
 
@@ -61,7 +69,11 @@ def write_report(results: dict[str, Any], sprites: dict[str, np.ndarray], direct
         ValueError: no cells, two cells in one place, a baseline or a sprite that is no cell, or sprites of unequal shapes.
     """
     as_given = _json(results, indent=1) + "\n"
-    results = {"larger_is_better": [], **results, "cells": [_complete(cell) for cell in results["cells"]]}
+    results = {
+        "larger_is_better": [],
+        **results,
+        "cells": [_complete(cell) for cell in results["cells"]],
+    }
     _check(results, sprites)
     grid = _grid(results["cells"])
     figures = {"metrics": _png(_metrics_figure(results, grid)), "steps": _png(_steps_figure(results, grid)),
@@ -69,7 +81,9 @@ def write_report(results: dict[str, Any], sprites: dict[str, np.ndarray], direct
     directory.mkdir(parents=True, exist_ok=True)
     texts = {"results.json": as_given, "results.csv": _csv(results), "table.md": _markdown(results, grid),
              "index.html": _page(results, grid, sprites, figures)}  # fmt: skip
-    contents = {name: text.encode() for name, text in texts.items()} | {f"{name}.png": png for name, png in figures.items()}
+    contents = {name: text.encode() for name, text in texts.items()} | {
+        f"{name}.png": png for name, png in figures.items()
+    }
     for name, content in contents.items():
         temporary = directory / f".{name}.tmp"
         temporary.write_bytes(content)
@@ -79,29 +93,46 @@ def write_report(results: dict[str, Any], sprites: dict[str, np.ndarray], direct
 def _complete(cell: dict[str, Any]) -> dict[str, Any]:
     """A cell with all keys: what is not measured yet is empty."""
     schedule: dict[str, list[float]] = {"t": [], "s": [], "sigma": [], "noise": []}
-    empty: dict[str, Any] = {"metrics": {}, "difference": {}, "seconds": None, "network_calls": None, "schedule": schedule}
+    empty: dict[str, Any] = {
+        "metrics": {},
+        "difference": {},
+        "seconds": None,
+        "network_calls": None,
+        "schedule": schedule,
+    }
     return empty | {"x0_rms": []} | cell
 
 
 def _check(results: dict[str, Any], sprites: dict[str, np.ndarray]) -> None:
     ids = [cell["id"] for cell in results["cells"]]
     if not ids:
-        raise ValueError("the results have no cells; an ablation needs one σ schedule and one number of steps.")
-    if len({(cell["sigma"], cell["timesteps"], cell["steps"]) for cell in results["cells"]} | set(ids)) != 2 * len(ids):
-        raise ValueError(f"two of the cells {ids} have one name or one σ, τ and S; each needs its own.")
+        raise ValueError(
+            "the results have no cells; an ablation needs one σ schedule and one number of steps."
+        )
+    if len(
+        {(cell["sigma"], cell["timesteps"], cell["steps"]) for cell in results["cells"]} | set(ids)
+    ) != 2 * len(ids):
+        raise ValueError(
+            f"two of the cells {ids} have one name or one σ, τ and S; each needs its own."
+        )
     if results["baseline"] not in ids:
         raise ValueError(f"baseline is {results['baseline']!r}; it must be one of the cells {ids}.")
     if unknown := sprites.keys() - set(ids):
         raise ValueError(f"sprites are given for {sorted(unknown)}, not among the cells {ids}.")
     shapes = {images.shape for images in sprites.values()}
     if len(shapes) > 1 or any(len(shape) != 4 or shape[3] not in (1, 3) for shape in shapes):
-        raise ValueError(f"the sprites have the shapes {sorted(shapes)}; all must have one (K, H, W, C), C = 1 or 3.")
+        raise ValueError(
+            f"the sprites have the shapes {sorted(shapes)}; all must have one (K, H, W, C), C = 1 or 3."
+        )
 
 
 def _grid(cells: Iterable[dict[str, Any]]) -> _Grid:
     at = {(cell["sigma"], cell["timesteps"], cell["steps"]): cell for cell in cells}
     return _Grid(
-        list(dict.fromkeys(s for s, _, _ in at)), list(dict.fromkeys(k for _, k, _ in at)), sorted({n for *_, n in at}), at
+        list(dict.fromkeys(s for s, _, _ in at)),
+        list(dict.fromkeys(k for _, k, _ in at)),
+        sorted({n for *_, n in at}),
+        at,
     )
 
 
@@ -130,9 +161,13 @@ def _csv(results: dict[str, Any]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     columns = [key + suffix for key in results["metrics"] for suffix in parts.values()]
-    writer.writerow(["id", "sigma", "timesteps", "steps", "n", *columns, "seconds", "network_calls"])
+    writer.writerow(
+        ["id", "sigma", "timesteps", "steps", "n", *columns, "seconds", "network_calls"]
+    )
     for cell in results["cells"]:
-        values = [cell["metrics"].get(key, {}).get(part) for key in results["metrics"] for part in parts]
+        values = [
+            cell["metrics"].get(key, {}).get(part) for key in results["metrics"] for part in parts
+        ]
         row = [cell["id"], cell["sigma"], cell["timesteps"], cell["steps"], results["n"], *values]
         writer.writerow([*row, cell["seconds"], cell["network_calls"]])
     return out.getvalue()
@@ -162,7 +197,10 @@ def _paper_table(grid: _Grid) -> list[list[str]]:
     """Header and rows of what the paper has for the rows and columns of the grid; empty where it has nothing."""
     steps = [n for n in grid.steps if n in _PAPER_STEPS]
     sigmas = [sigma for sigma in grid.sigmas if sigma in _PAPER_FID]
-    rows = [[sigma, *(f"{_PAPER_FID[sigma][_PAPER_STEPS.index(n)]:.2f}" for n in steps)] for sigma in sigmas]
+    rows = [
+        [sigma, *(f"{_PAPER_FID[sigma][_PAPER_STEPS.index(n)]:.2f}" for n in steps)]
+        for sigma in sigmas
+    ]
     return [["", *(f"S={n}" for n in steps)], *rows] if steps and rows else []
 
 
@@ -184,10 +222,16 @@ def _better(results: dict[str, Any], key: str) -> str:
 
 def _markdown(results: dict[str, Any], grid: _Grid) -> str:
     def table(rows: Sequence[Sequence[str]]) -> str:
-        lines = ["| " + " | ".join(" ".join(text.split()).replace("|", "\\|") for text in row) + " |" for row in rows]
+        lines = [
+            "| " + " | ".join(" ".join(text.split()).replace("|", "\\|") for text in row) + " |"
+            for row in rows
+        ]
         return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
-    parts = [f"# {results['name']}", f"{_source(results)}. {_summary(results)}. Baseline: {results['baseline']}."]
+    parts = [
+        f"# {results['name']}",
+        f"{_source(results)}. {_summary(results)}. Baseline: {results['baseline']}.",
+    ]
     for key, label in results["metrics"].items():
         for kind in grid.kinds:
             rows = [["", *(f"S={n}" for n in grid.steps)]]
@@ -224,13 +268,21 @@ def _panels(count: int, most: int, grid: _Grid) -> tuple[Figure, list[Axes]]:
     for axis in axes:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    lines = [axes[0].plot([], [], **_style(i), label=_text(sigma))[0] for i, sigma in enumerate(grid.sigmas)]
+    lines = [
+        axes[0].plot([], [], **_style(i), label=_text(sigma))[0]
+        for i, sigma in enumerate(grid.sigmas)
+    ]
     figure.legend(handles=lines, loc="outside lower center", ncols=6, frameon=False)
     return figure, axes
 
 
 def _style(i: int) -> dict[str, Any]:
-    return {"color": _COLORS[i % len(_COLORS)], "marker": _MARKERS[i % len(_MARKERS)], "markersize": 4, "linewidth": 1.4}
+    return {
+        "color": _COLORS[i % len(_COLORS)],
+        "marker": _MARKERS[i % len(_MARKERS)],
+        "markersize": 4,
+        "linewidth": 1.4,
+    }
 
 
 def _text(name: str) -> str:
@@ -239,15 +291,22 @@ def _text(name: str) -> str:
 
 def _metrics_figure(results: dict[str, Any], grid: _Grid) -> Figure:
     """Each metric against S, a line a σ family; one column a τ, or three where there is one τ."""
-    panels = [(key, kind) for key in results["metrics"] for kind in grid.kinds] or [("", kind) for kind in grid.kinds]
+    panels = [(key, kind) for key in results["metrics"] for kind in grid.kinds] or [
+        ("", kind) for kind in grid.kinds
+    ]
     figure, axes = _panels(len(panels), len(grid.kinds) if len(grid.kinds) > 1 else 3, grid)
     for axis, (key, kind) in zip(axes, panels, strict=True):
         seen = []
         for i, sigma in enumerate(grid.sigmas):
-            cells = [grid.at.get((sigma, kind, n), {"metrics": {}})["metrics"].get(key, {}) for n in grid.steps]
+            cells = [
+                grid.at.get((sigma, kind, n), {"metrics": {}})["metrics"].get(key, {})
+                for n in grid.steps
+            ]
             value = _finite([cell.get("value") for cell in cells])
             low, high = (_finite([cell.get(end) for cell in cells]) for end in ("low", "high"))
-            x = np.array(grid.steps) * 1.025 ** (i - (len(grid.sigmas) - 1) / 2)  # beside one another, so that bars are seen
+            x = np.array(grid.steps) * 1.025 ** (
+                i - (len(grid.sigmas) - 1) / 2
+            )  # beside one another, so that bars are seen
             bars = np.nan_to_num(np.maximum(np.stack([value - low, high - value]), 0))
             axis.errorbar(x, value, bars, **_style(i), capsize=2, elinewidth=1)
             seen += [y for y in value if not np.isnan(y)]
@@ -257,34 +316,54 @@ def _metrics_figure(results: dict[str, Any], grid: _Grid) -> Figure:
         if seen and min(seen) > 0 and max(seen) > 15 * min(seen):
             axis.set_yscale("log")
         axis.set_xlabel("S, reverse steps")
-        axis.set_title(_text(f"{results['metrics'].get(key, 'no metrics yet')}, {kind} τ"), fontsize=9)
+        axis.set_title(
+            _text(f"{results['metrics'].get(key, 'no metrics yet')}, {kind} τ"), fontsize=9
+        )
     return figure
 
 
-def _draw_steps(axis: Axes, cells: dict[str, list[float]], times: dict[str, list[int]], grid: _Grid) -> None:
+def _draw_steps(
+    axis: Axes, cells: dict[str, list[float]], times: dict[str, list[int]], grid: _Grid
+) -> None:
     """One line a σ family over the times of its steps; sampling runs from left to right."""
     for i, sigma in enumerate(grid.sigmas):
         values = _finite(cells.get(sigma, []))
         if len(values):
-            axis.plot(times[sigma], values, **_style(i) | ({"marker": ""} if len(values) > 20 else {}))
+            axis.plot(
+                times[sigma], values, **_style(i) | ({"marker": ""} if len(values) > 20 else {})
+            )
     axis.invert_xaxis()
     axis.set_xlabel("t, noise → data")
 
 
 def _at(grid: _Grid, kind: str, steps: int) -> dict[str, dict[str, Any]]:
-    return {sigma: grid.at[sigma, kind, steps] for sigma in grid.sigmas if (sigma, kind, steps) in grid.at}
+    return {
+        sigma: grid.at[sigma, kind, steps]
+        for sigma in grid.sigmas
+        if (sigma, kind, steps) in grid.at
+    }
 
 
 def _steps_figure(results: dict[str, Any], grid: _Grid) -> Figure:
     """The two standard deviations of the steps, for the fewest and the most steps of the baseline's τ."""
     kind = next(cell["timesteps"] for cell in results["cells"] if cell["id"] == results["baseline"])
     steps = [n for n in grid.steps if _at(grid, kind, n)]
-    panels = [(n, name) for n in dict.fromkeys([steps[0], steps[-1]]) for name in ("sigma", "noise")]
+    panels = [
+        (n, name) for n in dict.fromkeys([steps[0], steps[-1]]) for name in ("sigma", "noise")
+    ]
     figure, axes = _panels(len(panels), 2, grid)
-    titles = {"sigma": "sigma, under the root of the mean", "noise": "noise, times the fresh Gaussian"}
+    titles = {
+        "sigma": "sigma, under the root of the mean",
+        "noise": "noise, times the fresh Gaussian",
+    }
     for axis, (n, name) in zip(axes, panels, strict=True):
         schedules = {sigma: cell["schedule"] for sigma, cell in _at(grid, kind, n).items()}
-        _draw_steps(axis, {s: v[name] for s, v in schedules.items()}, {s: v["t"] for s, v in schedules.items()}, grid)
+        _draw_steps(
+            axis,
+            {s: v[name] for s, v in schedules.items()},
+            {s: v["t"] for s, v in schedules.items()},
+            grid,
+        )
         axis.set_title(f"{titles[name]}\nS={n}, {_text(kind)} τ", fontsize=9)
     return figure
 
@@ -296,7 +375,12 @@ def _drift_figure(grid: _Grid) -> Figure:
     figure.supylabel(r"root mean square of $\hat{x}_0$", fontsize=10)
     for axis, (kind, n) in zip(axes, panels, strict=True):
         cells = _at(grid, kind, n)
-        _draw_steps(axis, {s: c["x0_rms"] for s, c in cells.items()}, {s: c["schedule"]["t"] for s, c in cells.items()}, grid)
+        _draw_steps(
+            axis,
+            {s: c["x0_rms"] for s, c in cells.items()},
+            {s: c["schedule"]["t"] for s, c in cells.items()},
+            grid,
+        )
         axis.set_title(f"S={n}, {_text(kind)} τ", fontsize=9)
     return figure
 
@@ -330,11 +414,15 @@ def _verdict(results: dict[str, Any], cell: dict[str, Any], key: str) -> str:
 def _shares(results: dict[str, Any], key: str) -> dict[str, float]:
     """Cell id → where its value lies between the smallest (0) and the largest (1) of the grid, by logarithm where it can."""
     values = {cell["id"]: cell["metrics"].get(key, {}).get("value") for cell in results["cells"]}
-    finite = {name: value for name, value in values.items() if value is not None and isfinite(value)}
+    finite = {
+        name: value for name, value in values.items() if value is not None and isfinite(value)
+    }
     if finite and min(finite.values()) > 0:
         finite = {name: log(value) for name, value in finite.items()}
     low, high = min(finite.values(), default=0), max(finite.values(), default=0)
-    return {name: (value - low) / (high - low) if high > low else 0.0 for name, value in finite.items()}
+    return {
+        name: (value - low) / (high - low) if high > low else 0.0 for name, value in finite.items()
+    }
 
 
 def _view(results: dict[str, Any], grid: _Grid, sprites: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -343,29 +431,62 @@ def _view(results: dict[str, Any], grid: _Grid, sprites: dict[str, np.ndarray]) 
 
     def shown(cell: dict[str, Any], key: str, estimate: dict[str, Any]) -> dict[str, Any]:
         gap = cell["difference"].get(key, {})
-        texts = {"value": _number(estimate["value"]), "interval": _interval(estimate), "verdict": _verdict(results, cell, key)}
-        return {**texts, "difference": _number(gap.get("value")), "gap": _interval(gap), "share": shares[key].get(cell["id"], 0)}
+        texts = {
+            "value": _number(estimate["value"]),
+            "interval": _interval(estimate),
+            "verdict": _verdict(results, cell, key),
+        }
+        return {
+            **texts,
+            "difference": _number(gap.get("value")),
+            "gap": _interval(gap),
+            "share": shares[key].get(cell["id"], 0),
+        }
 
     cells = {}
     for cell in results["cells"]:
         name = cell["id"]
-        metrics = {key: shown(cell, key, estimate) for key, estimate in cell["metrics"].items() if key in shares}
-        cost = [f"{cell['network_calls']:,} network calls"] if cell["network_calls"] is not None else []
+        metrics = {
+            key: shown(cell, key, estimate)
+            for key, estimate in cell["metrics"].items()
+            if key in shares
+        }
+        cost = (
+            [f"{cell['network_calls']:,} network calls"]
+            if cell["network_calls"] is not None
+            else []
+        )
         cost += [f"{cell['seconds']:,.1f} s"] if cell["seconds"] is not None else []
         place = {key: cell[key] for key in ("sigma", "timesteps", "steps")}
         sprite = _data_uri(_sprite_sheet(sprites[name])) if name in sprites else None
         cells[name] = {**place, "metrics": metrics, "cost": ", ".join(cost), "sprite": sprite}
-    labels = {key: [label, f"{_better(results, key)} is better"] for key, label in results["metrics"].items()}
-    lists = {part: {key: str(value) for key, value in results[part].items()} for part in ("settings", "versions")}
+    labels = {
+        key: [label, f"{_better(results, key)} is better"]
+        for key, label in results["metrics"].items()
+    }
+    lists = {
+        part: {key: str(value) for key, value in results[part].items()}
+        for part in ("settings", "versions")
+    }
     shape = next(iter(sprites.values())).shape[:3] if sprites else (0, 0, 0)
     return {"name": results["name"], "source": _source(results), "summary": _summary(results), "baseline": results["baseline"],
             "sigmas": grid.sigmas, "kinds": grid.kinds, "steps": grid.steps, "metrics": labels, "cells": cells, "shape": shape,
             "paper": {"title": _PAPER_TITLE, "rows": _paper_table(grid)}, **lists}  # fmt: skip
 
 
-def _page(results: dict[str, Any], grid: _Grid, sprites: dict[str, np.ndarray], figures: dict[str, bytes]) -> str:
+def _page(
+    results: dict[str, Any], grid: _Grid, sprites: dict[str, np.ndarray], figures: dict[str, bytes]
+) -> str:
     """The viewer with its data in it: the script sets all names and numbers as text, never as HTML."""
-    data = _json(_view(results, grid, sprites)).replace("<", "\\u003c")  # no </script> inside a string
-    parts = {"title": escape(results["name"]), "data": data, **{name: _data_uri(png) for name, png in figures.items()}}
+    data = _json(_view(results, grid, sprites)).replace(
+        "<", "\\u003c"
+    )  # no </script> inside a string
+    parts = {
+        "title": escape(results["name"]),
+        "data": data,
+        **{name: _data_uri(png) for name, png in figures.items()},
+    }
     template = files("ddim_jax.evaluation").joinpath("viewer.html").read_text("utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)  # one pass: what is filled in is not read again
+    return re.sub(
+        r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template
+    )  # one pass: what is filled in is not read again

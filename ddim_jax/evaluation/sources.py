@@ -17,7 +17,9 @@ from ..model import unet_apply
 from ..training import load_run
 
 Oracle = Literal["gaussian", "mixture", "digits", "emoji"]
-_RIDGE = 0.02**2  # variance added to every pixel, so that the covariance is not singular and the KL is finite
+_RIDGE = (
+    0.02**2
+)  # variance added to every pixel, so that the covariance is not singular and the KL is finite
 
 
 class Source(NamedTuple):
@@ -31,14 +33,20 @@ class Source(NamedTuple):
     reference: np.ndarray  # float32 (N, H, W, C), what samples are compared with
     labels: np.ndarray | None
     num_classes: int
-    moments: tuple[np.ndarray, np.ndarray] | None  # mean (D,) and covariance (D, D) of Gaussian data, exactly known
+    moments: (
+        tuple[np.ndarray, np.ndarray] | None
+    )  # mean (D,) and covariance (D, D) of Gaussian data, exactly known
     identity: str  # changes with anything that changes an image
 
 
 def run_source(directory: Path, checkpoint: str) -> Source:
     """The averaged weights of a run, to be compared with its training images."""
     config, params = load_run(directory, checkpoint)
-    shape, alpha_bar, apply = config.model.image_shape(), config.diffusion.alpha_bar(), unet_apply(config.model)
+    shape, alpha_bar, apply = (
+        config.model.image_shape(),
+        config.diffusion.alpha_bar(),
+        unet_apply(config.model),
+    )
     dataset = load_dataset(config.data, shape)
     return Source(
         name=str(directory),
@@ -61,7 +69,11 @@ def oracle_source(kind: Oracle) -> Source:
     dataset = load_dataset(DataConfig(name), shape)
     images, labels = to_unit_range(dataset.read(np.arange(dataset.size))), _labels(dataset)
     assert labels is not None  # both data sets have classes
-    flat, rng, moments = images.reshape(len(images), -1).astype(np.float64), np.random.default_rng(0), None
+    flat, rng, moments = (
+        images.reshape(len(images), -1).astype(np.float64),
+        np.random.default_rng(0),
+        None,
+    )
     if kind == "gaussian":
         moments = flat.mean(0), np.cov(flat, rowvar=False) + _RIDGE * np.eye(flat.shape[1])
         denoise = gaussian_oracle(moments[0].reshape(shape), moments[1], alpha_bar)

@@ -71,7 +71,9 @@ def summarise(
     """
     features, _ = extractor
     if config.clip not in ("official", "none"):
-        source = source._replace(moments=None)  # a clipped x̂_0 is no linear function: what is known exactly is of another sampler
+        source = source._replace(
+            moments=None
+        )  # a clipped x̂_0 is no linear function: what is known exactly is of another sampler
     reference = _reference_features(config, source, *extractor)
     base = drawn[[cell.name for cell in cells].index(baseline)].images
     pairs = list(zip(cells, drawn, strict=True))
@@ -90,9 +92,17 @@ def summarise(
     ]  # fmt: skip
     of = f"{config.features}, n={config.num_images:,}"
     labels = {name: label for name, label in _EXACT.items() if source.moments is not None}
-    labels |= {name: f"{label}, {of} against {len(source.reference):,}" for name, (label, _) in _STATISTICS.items()}
-    labels["change"] = f"RMS difference from the same image of {baseline}, pixels in [-1, 1], n={config.num_images:,}"
-    versions = {name: importlib.metadata.version(name) for name in ("ddim_jax", "jax", "jaxlib", "flax", "numpy")}
+    labels |= {
+        name: f"{label}, {of} against {len(source.reference):,}"
+        for name, (label, _) in _STATISTICS.items()
+    }
+    labels["change"] = (
+        f"RMS difference from the same image of {baseline}, pixels in [-1, 1], n={config.num_images:,}"
+    )
+    versions = {
+        name: importlib.metadata.version(name)
+        for name in ("ddim_jax", "jax", "jaxlib", "flax", "numpy")
+    }
     results = {
         "name": config.name, "run": str(config.run or ""), "oracle": config.oracle, "versions": versions, "device": describe(),
         "settings": {key: value for key, value in dataclasses.asdict(config).items() if key not in ("run", "oracle", "name")},
@@ -101,13 +111,17 @@ def summarise(
         "larger_is_better": ["precision", "recall", "density", "coverage"], "cells": entries,
     }  # fmt: skip
     directory = config.directory() / config.name
-    from .report import write_report  # half a second of matplotlib, which other commands need not wait for
+    from .report import (
+        write_report,
+    )  # half a second of matplotlib, which other commands need not wait for
 
     write_report(results, {cell.name: found.images[:_SHOWN] for cell, found in pairs}, directory)
     shown = "w2_covariance" if source.moments is not None else "frechet"
     _print_table(entries, shown, labels[shown], console)
     made = f"{compilations} compilation{'' if compilations == 1 else 's'} of the sampler"
-    console.print(f"{made} for {len(cells)} cells, {results['wall_seconds']:.0f} s of sampling on {describe()}")
+    console.print(
+        f"{made} for {len(cells)} cells, {results['wall_seconds']:.0f} s of sampling on {describe()}"
+    )
     console.print(f"report: {directory / 'index.html'}, table.md, results.csv, results.json")
 
 
@@ -117,11 +131,18 @@ def exact_parts(source: Source, cell: Cell) -> dict[str, dict[str, float]]:
         return {}
     found = propagate_gaussian(*source.moments, source.alpha_bar, cell.table)
     mean, covariance = wasserstein2_gaussian(*found, *source.moments)
-    values = {"w2": mean + covariance, "w2_mean": mean, "w2_covariance": covariance, "kl": kl_gaussian(*found, *source.moments)}
+    values = {
+        "w2": mean + covariance,
+        "w2_mean": mean,
+        "w2_covariance": covariance,
+        "kl": kl_gaussian(*found, *source.moments),
+    }
     return {name: {"value": value} for name, value in values.items()}
 
 
-def _reference_features(config: "AblateConfig", source: Source, features: Features, extractor: str) -> np.ndarray:
+def _reference_features(
+    config: "AblateConfig", source: Source, features: Features, extractor: str
+) -> np.ndarray:
     """Features of the reference images, in an order of their own; a classifier's are kept under the hash of both."""
     order = np.random.default_rng(0).permutation(len(source.reference))
     if config.features == "pixels":
@@ -135,14 +156,21 @@ def _reference_features(config: "AblateConfig", source: Source, features: Featur
     return np.load(file)
 
 
-def _measure(features: Features, reference: np.ndarray, images: np.ndarray, base: np.ndarray) -> dict[str, dict[str, float]]:
+def _measure(
+    features: Features, reference: np.ndarray, images: np.ndarray, base: np.ndarray
+) -> dict[str, dict[str, float]]:
     some = features(images)
-    found = {name: bootstrap(statistic, _part(name, reference), some) for name, (_, statistic) in _STATISTICS.items()}
+    found = {
+        name: bootstrap(statistic, _part(name, reference), some)
+        for name, (_, statistic) in _STATISTICS.items()
+    }
     found["change"] = bootstrap(mean_value, 0.0, paired_differences(pixels(images), pixels(base)))
     return {name: _numbers(interval) for name, interval in found.items()}
 
 
-def _compare(features: Features, reference: np.ndarray, images: np.ndarray, base: np.ndarray) -> dict[str, dict[str, float]]:
+def _compare(
+    features: Features, reference: np.ndarray, images: np.ndarray, base: np.ndarray
+) -> dict[str, dict[str, float]]:
     some, other = features(images), features(base)
     return {
         name: _numbers(bootstrap_difference(statistic, _part(name, reference), some, other))
@@ -165,7 +193,11 @@ def _print_table(entries: list[dict[str, Any]], metric: str, label: str, console
         steps = sorted({entry["steps"] for entry in here})
         table = Table("σ", *(f"S={count}" for count in steps), title=f"{label}; τ {kind}")
         for family in dict.fromkeys(entry["sigma"] for entry in here):
-            texts = {entry["steps"]: _text(entry["metrics"][metric]) for entry in here if entry["sigma"] == family}
+            texts = {
+                entry["steps"]: _text(entry["metrics"][metric])
+                for entry in here
+                if entry["sigma"] == family
+            }
             table.add_row(family, *(texts.get(count, "–") for count in steps))
         console.print(table)
 

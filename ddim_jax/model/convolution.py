@@ -33,16 +33,25 @@ def convolution(x: Maps, kernel: Kernel, strides: Any, padding: Any, **options: 
     if not _on_cpu() or tuple(strides) != (1, 1):
         return lax.conv_general_dilated(x, kernel, strides, padding, **options)
     if kernel.shape[:2] == (1, 1):
-        return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())), precision=options["precision"])
+        return lax.dot_general(
+            x, kernel[0, 0], (((3,), (0,)), ((), ())), precision=options["precision"]
+        )
     pads = _pads(x, kernel, padding)
     # Fewer channels gain nothing by (4), and fewer than 32 bits would lose some.
     large = min(x.shape[1:3]) >= 4 and min(kernel.shape[2:]) >= 64 and x.dtype.itemsize >= 4
-    if large and kernel.shape[:2] == (3, 3) and pads == [(1, 1), (1, 1)] and x.shape[1] % 2 == x.shape[2] % 2 == 0:
+    if (
+        large
+        and kernel.shape[:2] == (3, 3)
+        and pads == [(1, 1), (1, 1)]
+        and x.shape[1] % 2 == x.shape[2] % 2 == 0
+    ):
         return _winograd(x, kernel, options["precision"])
     return lax.conv_general_dilated(x, kernel, strides, pads, **options)
 
 
-def convolution_to_train(x: Maps, kernel: Kernel, strides: Any, padding: Any, **options: Any) -> Maps:
+def convolution_to_train(
+    x: Maps, kernel: Kernel, strides: Any, padding: Any, **options: Any
+) -> Maps:
     """(1), whose gradient is (2) as above; it knows reverse-mode differentiation only; without (4), for its compilation."""
     if kernel.shape[:2] == (1, 1) or tuple(strides) != (1, 1) or not _on_cpu():
         return convolution(x, kernel, strides, padding, **options)
@@ -59,7 +68,10 @@ def convolution_to_train(x: Maps, kernel: Kernel, strides: Any, padding: Any, **
         x, kernel = kept
         # The gradient of x is a convolution, too: the kernel mirrored, inputs and outputs exchanged.
         mirrored = kernel[::-1, ::-1].swapaxes(2, 3)
-        opposite = [(size - 1 - low, size - 1 - high) for size, (low, high) in zip(kernel.shape, pads, strict=False)]
+        opposite = [
+            (size - 1 - low, size - 1 - high)
+            for size, (low, high) in zip(kernel.shape, pads, strict=False)
+        ]
         x_gradient = lax.conv_general_dilated(g, mirrored, strides, opposite, **options)
         return x_gradient, _kernel_gradient(x, g, kernel.shape, pads, options["precision"])
 
@@ -75,7 +87,9 @@ def _kernel_gradient(x: Maps, g: Maps, shape: tuple[int, ...], pads: Any, precis
     zero = jnp.zeros((), g.dtype)
 
     def moved(array: Maps, by: int, to: int) -> Maps:
-        return lax.pad(array, zero, [(0, 0, 0), (0, 0, 0), (by, to - array.shape[2] - by, 0), (0, 0, 0)])
+        return lax.pad(
+            array, zero, [(0, 0, 0), (0, 0, 0), (by, to - array.shape[2] - by, 0), (0, 0, 0)]
+        )
 
     if inputs < outputs:  # move what has fewer channels
         x = jnp.concatenate([moved(x, left - b, g.shape[2]) for b in range(columns)], axis=3)
@@ -83,7 +97,9 @@ def _kernel_gradient(x: Maps, g: Maps, shape: tuple[int, ...], pads: Any, precis
         g = jnp.concatenate([moved(g, b - left, width) for b in range(columns)], axis=3)
     images = x.transpose(3, 1, 0, 2).reshape(x.shape[3], height, -1)
     window = g.transpose(1, 0, 2, 3).reshape(g.shape[1], -1, g.shape[3])
-    found = lax.conv_general_dilated(images, window, (1,), pads[:1], dimension_numbers=("NHC", "HIO", "NHC"), precision=precision)
+    found = lax.conv_general_dilated(
+        images, window, (1,), pads[:1], dimension_numbers=("NHC", "HIO", "NHC"), precision=precision
+    )
     if inputs < outputs:
         return found.reshape(columns, inputs, rows, outputs).transpose(2, 0, 1, 3)
     return found.reshape(inputs, rows, columns, outputs).transpose(1, 2, 0, 3)
@@ -109,11 +125,17 @@ def _winograd(x: Maps, kernel: Kernel, precision: Any) -> Maps:
     products = []
     for tiles, row in zip(of_image(padded, 1), of_kernel(kernel), strict=True):
         pixels = [
-            lax.dot_general(tile.reshape(-1, inputs), k, (((1,), (0,)), ((), ())), precision=precision)
+            lax.dot_general(
+                tile.reshape(-1, inputs), k, (((1,), (0,)), ((), ())), precision=precision
+            )
             for tile, k in zip(of_image(tiles, 2), of_kernel(row), strict=True)
         ]
-        products.append(outputs_of([pixel.reshape(batch, height // 2, width // 2, outputs) for pixel in pixels]))
-    columns = [jnp.stack(outputs_of(m), axis=2) for m in zip(*products, strict=True)]  # the even ones, the odd ones
+        products.append(
+            outputs_of([pixel.reshape(batch, height // 2, width // 2, outputs) for pixel in pixels])
+        )
+    columns = [
+        jnp.stack(outputs_of(m), axis=2) for m in zip(*products, strict=True)
+    ]  # the even ones, the odd ones
     return jnp.stack(columns, axis=4).reshape(*x.shape[:3], outputs)
 
 
@@ -122,12 +144,15 @@ def after_upsampling(convolve: Any) -> Any:
 
     def upsampled(x: Maps, kernel: Kernel, strides: Any, padding: Any, **options: Any) -> Maps:
         if not _on_cpu():
-            return convolve(x.repeat(2, axis=1).repeat(2, axis=2), kernel, strides, padding, **options)
+            return convolve(
+                x.repeat(2, axis=1).repeat(2, axis=2), kernel, strides, padding, **options
+            )
         batch, height, width, _ = x.shape
         rows = []
         for p, by_row in enumerate(_phases(kernel, 0)):
             pixels = [
-                convolve(x, phase, strides, [(1 - p, p), (1 - q, q)], **options) for q, phase in enumerate(_phases(by_row, 1))
+                convolve(x, phase, strides, [(1 - p, p), (1 - q, q)], **options)
+                for q, phase in enumerate(_phases(by_row, 1))
             ]
             rows.append(jnp.stack(pixels, axis=3))
         return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, kernel.shape[3])
@@ -138,11 +163,17 @@ def after_upsampling(convolve: Any) -> Any:
 def _phases(kernel: Kernel, axis: int) -> tuple[Kernel, Kernel]:
     """The two taps for even pixels, and for odd ones."""
     first, second, third = jnp.split(kernel, 3, axis)
-    return jnp.concatenate([first, second + third], axis), jnp.concatenate([first + second, third], axis)
+    return jnp.concatenate([first, second + third], axis), jnp.concatenate(
+        [first + second, third], axis
+    )
 
 
 def _pads(x: Maps, kernel: Kernel, padding: Any) -> list[tuple[int, int]]:
-    return list(lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], (1, 1), padding) if isinstance(padding, str) else padding)
+    return list(
+        lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], (1, 1), padding)
+        if isinstance(padding, str)
+        else padding
+    )
 
 
 def _on_cpu() -> bool:

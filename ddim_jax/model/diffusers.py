@@ -62,17 +62,30 @@ def unet_of_diffusers(values: dict[str, Any], path: Path) -> UNetConfig:
         size = size if isinstance(size, int) else size[0] if len(set(size)) == 1 else None
         attends = ["Attn" in name for name in down]
         known = {"DownBlock2D", "AttnDownBlock2D"}, {"UpBlock2D", "AttnUpBlock2D"}
-        fits = set(down) <= known[0] and set(up) <= known[1] and ["Attn" in name for name in up] == attends[::-1]
-        if not fits or len(down) != len(widths) or any(width % widths[0] for width in widths) or size is None:
+        fits = (
+            set(down) <= known[0]
+            and set(up) <= known[1]
+            and ["Attn" in name for name in up] == attends[::-1]
+        )
+        if (
+            not fits
+            or len(down) != len(widths)
+            or any(width % widths[0] for width in widths)
+            or size is None
+        ):
             raise ValueError(
                 f"{path} has down_block_types {down}, up_block_types {up}, block_out_channels {widths} and sample_size "
                 f"{values['sample_size']}; no network of this project is built so."
             )
         if values["in_channels"] != values["out_channels"]:
-            raise ValueError(f"{path} has {values['out_channels']} out_channels; only in_channels, as many as that, can be read.")
+            raise ValueError(
+                f"{path} has {values['out_channels']} out_channels; only in_channels, as many as that, can be read."
+            )
         embeds, null_class = values.get("num_class_embeds"), values.get(_NULL_CLASS)
         if embeds is not None and null_class != embeds - 1:
-            raise ValueError(f"{path} has num_class_embeds = {embeds}, none of which means no label; it cannot be read.")
+            raise ValueError(
+                f"{path} has num_class_embeds = {embeds}, none of which means no label; it cannot be read."
+            )
         config = UNetConfig(
             image_size=size,
             image_channels=values["in_channels"],
@@ -85,15 +98,24 @@ def unet_of_diffusers(values: dict[str, Any], path: Path) -> UNetConfig:
             num_classes=null_class or 0,
         )
     except (KeyError, TypeError, IndexError) as error:
-        raise ValueError(f"{path} is no config.json of a UNet2DModel ({type(error).__name__}: {error}).") from error
+        raise ValueError(
+            f"{path} is no config.json of a UNet2DModel ({type(error).__name__}: {error})."
+        ) from error
     config.check()
     return config
 
 
 def unet_to_diffusers(config: UNetConfig) -> dict[str, Any]:
     """The config.json of an architecture."""
-    attends = [config.image_size >> i in config.attention_resolutions for i in range(len(config.multipliers))]
-    classes = {"num_class_embeds": config.num_classes + 1, _NULL_CLASS: config.num_classes} if config.num_classes else {}
+    attends = [
+        config.image_size >> i in config.attention_resolutions
+        for i in range(len(config.multipliers))
+    ]
+    classes = (
+        {"num_class_embeds": config.num_classes + 1, _NULL_CLASS: config.num_classes}
+        if config.num_classes
+        else {}
+    )
     return {
         "_class_name": "UNet2DModel",
         **{name: ours for name, (ours, _) in _FIXED.items()},
@@ -115,13 +137,26 @@ def schedule_of_diffusers(path: str | Path) -> DiffusionConfig:
     Raises:
         ValueError: a scheduler that is not ours.
     """
-    found = [file for place in ("scheduler", ".") if (file := Path(path) / place / "scheduler_config.json").is_file()]
+    found = [
+        file
+        for place in ("scheduler", ".")
+        if (file := Path(path) / place / "scheduler_config.json").is_file()
+    ]
     if not found:
         return DiffusionConfig()
     values = read_json(found[0])
-    schedules, predictions = ({there: here for here, there in names.items()} for names in (_BETAS, _PREDICTIONS))
-    betas, prediction = values.get("beta_schedule", "linear"), values.get("prediction_type", "epsilon")
-    if values.get("trained_betas") is not None or betas not in schedules or prediction not in predictions:
+    schedules, predictions = (
+        {there: here for here, there in names.items()} for names in (_BETAS, _PREDICTIONS)
+    )
+    betas, prediction = (
+        values.get("beta_schedule", "linear"),
+        values.get("prediction_type", "epsilon"),
+    )
+    if (
+        values.get("trained_betas") is not None
+        or betas not in schedules
+        or prediction not in predictions
+    ):
         raise ValueError(f"{found[0]} has beta_schedule {betas!r}, prediction_type {prediction!r} and trained_betas "
                          f"{values.get('trained_betas')!r}; known are {list(schedules)} and {list(predictions)}.")  # fmt: skip
     return DiffusionConfig(
@@ -149,7 +184,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as JSON ({getattr(error, 'strerror', None) or error}).") from error
+        raise ValueError(
+            f"{path} cannot be read as JSON ({getattr(error, 'strerror', None) or error})."
+        ) from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__}; it must be an object of names and values.")
+        raise ValueError(
+            f"{path} holds a {type(values).__name__}; it must be an object of names and values."
+        )
     return values

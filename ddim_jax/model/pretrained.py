@@ -17,7 +17,13 @@ import safetensors
 from safetensors.numpy import save_file
 
 from ..config import DiffusionConfig, UNetConfig
-from .diffusers import diffusers_name, read_json, schedule_to_diffusers, unet_of_diffusers, unet_to_diffusers
+from .diffusers import (
+    diffusers_name,
+    read_json,
+    schedule_to_diffusers,
+    unet_of_diffusers,
+    unet_to_diffusers,
+)
 from .torch_file import read_torch_file
 from .unet import unet_shapes
 
@@ -26,7 +32,9 @@ Tensors = Mapping[str, Any]
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 
-def load_pretrained(path: str | Path, *, image_size: int = 32, groups: int = 32) -> tuple[UNetConfig, dict[str, Any]]:
+def load_pretrained(
+    path: str | Path, *, image_size: int = 32, groups: int = 32
+) -> tuple[UNetConfig, dict[str, Any]]:
     """Weights that others trained.
 
     Args:
@@ -48,16 +56,25 @@ def load_pretrained(path: str | Path, *, image_size: int = 32, groups: int = 32)
         config = unet_of_diffusers(read_json(folder / "config.json"), folder / "config.json")
         files = [folder / name for name in _WEIGHTS if (folder / name).is_file()]
         if not files:
-            raise ValueError(f"{folder} holds none of {' and '.join(_WEIGHTS)}; give a folder that save_pretrained wrote.")
+            raise ValueError(
+                f"{folder} holds none of {' and '.join(_WEIGHTS)}; give a folder that save_pretrained wrote."
+            )
         tensors = _state_dict(files[0])
         old = any(".query." in name for name in tensors)
-        return config, _fill(config, tensors, files[0], lambda name: diffusers_name(name, len(config.multipliers), old))
+        return config, _fill(
+            config,
+            tensors,
+            files[0],
+            lambda name: diffusers_name(name, len(config.multipliers), old),
+        )
     tensors = _state_dict(path)
     config = _config_of_official(tensors, path, image_size, groups)
     return config, _fill(config, tensors, path, lambda name: name)
 
 
-def save_diffusers(path: str | Path, config: UNetConfig, params: Any, diffusion: DiffusionConfig | None = None) -> None:
+def save_diffusers(
+    path: str | Path, config: UNetConfig, params: Any, diffusion: DiffusionConfig | None = None
+) -> None:
     """Write weights as a folder that diffusers' `UNet2DModel.from_pretrained` loads.
 
     Args:
@@ -68,14 +85,18 @@ def save_diffusers(path: str | Path, config: UNetConfig, params: Any, diffusion:
     """
     path = Path(path)
     tensors = {
-        diffusers_name(name, len(config.multipliers)): np.ascontiguousarray(_to_torch(name, np.asarray(leaf, np.float32)))
+        diffusers_name(name, len(config.multipliers)): np.ascontiguousarray(
+            _to_torch(name, np.asarray(leaf, np.float32))
+        )
         for name, leaf in _named(params).items()
     }
     path.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path / _WEIGHTS[0], metadata={"format": "pt"})
     (path / "config.json").write_text(json.dumps(unet_to_diffusers(config), indent=2) + "\n")
     if diffusion is not None:
-        (path / "scheduler_config.json").write_text(json.dumps(schedule_to_diffusers(diffusion), indent=2) + "\n")
+        (path / "scheduler_config.json").write_text(
+            json.dumps(schedule_to_diffusers(diffusion), indent=2) + "\n"
+        )
 
 
 def _state_dict(path: Path) -> Tensors:
@@ -86,20 +107,30 @@ def _state_dict(path: Path) -> Tensors:
                 content: Any = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except Exception as error:  # as the library's Rust and NumPy parts raise it
             reason = str(error).splitlines()[0][:200]
-            raise ValueError(f"{path} cannot be read as safetensors ({reason}); give a whole file.") from error
+            raise ValueError(
+                f"{path} cannot be read as safetensors ({reason}); give a whole file."
+            ) from error
     else:
         content = read_torch_file(path)
-    if isinstance(content, list):  # the official training code saves [model, optimizer, epoch, step, EMA]
+    if isinstance(
+        content, list
+    ):  # the official training code saves [model, optimizer, epoch, step, EMA]
         content = content[4] if len(content) > 4 else content[0] if content else None
     if not isinstance(content, Mapping) or not content:
-        raise ValueError(f"{path} holds a {type(content).__name__}, not tensors by name; give a state dict.")
+        raise ValueError(
+            f"{path} holds a {type(content).__name__}, not tensors by name; give a state dict."
+        )
     for name, tensor in content.items():
         if not isinstance(tensor, np.ndarray):
-            raise ValueError(f"{path} has a {type(tensor).__name__} under {name!r}, where a tensor should be.")
+            raise ValueError(
+                f"{path} has a {type(tensor).__name__} under {name!r}, where a tensor should be."
+            )
     return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
 
 
-def _fill(config: UNetConfig, tensors: Tensors, path: Path, rename: Callable[[str], str]) -> dict[str, Any]:
+def _fill(
+    config: UNetConfig, tensors: Tensors, path: Path, rename: Callable[[str], str]
+) -> dict[str, Any]:
     """The parameters of a network, each from the tensor of its name."""
     template = unet_shapes(config)
     expected = {name: leaf.shape for name, leaf in _named(template).items()}
@@ -120,7 +151,9 @@ def _fill(config: UNetConfig, tensors: Tensors, path: Path, rename: Callable[[st
             raise ValueError(f"{path} has {rename(name)} in the shape {tensors[rename(name)].shape}, "
                              f"which this network has as {_to_torch(name, np.empty(shape)).shape}.")  # fmt: skip
         if ours.dtype.kind not in "fV":  # V: bfloat16
-            raise ValueError(f"{path} has {rename(name)} as {ours.dtype}; weights are floating-point numbers.")
+            raise ValueError(
+                f"{path} has {rename(name)} as {ours.dtype}; weights are floating-point numbers."
+            )
         return jax.numpy.asarray(ours.astype(np.float32))
 
     return jax.tree.map(lambda name_of: convert(name_of, expected[name_of]), _names(template))
@@ -155,7 +188,9 @@ def _to_torch(name: str, array: np.ndarray) -> np.ndarray:
 def _config_of_official(tensors: Tensors, path: Path, image_size: int, groups: int) -> UNetConfig:
     """The architecture that the names and shapes of an official state dict tell of."""
     if any(name.startswith("down_blocks.") for name in tensors):
-        raise ValueError(f"{path} has diffusers' names; give the folder that it lies in, with its config.json.")
+        raise ValueError(
+            f"{path} has diffusers' names; give the folder that it lies in, with its config.json."
+        )
 
     def count(pattern: str) -> int:
         return len({found[1] for name in tensors if (found := re.match(pattern, name))})
@@ -164,9 +199,13 @@ def _config_of_official(tensors: Tensors, path: Path, image_size: int, groups: i
     firsts = [f"down.{i}.block.0.conv1.weight" for i in range(levels)]
     for name in ("conv_in.weight", *firsts):
         if name not in tensors or tensors[name].ndim != 4:
-            raise ValueError(f"{path} lacks the convolution {name}; it is no UNet in the official layout.")
+            raise ValueError(
+                f"{path} lacks the convolution {name}; it is no UNet in the official layout."
+            )
     if not levels:
-        raise ValueError(f"{path} lacks down.0.block.0.conv1.weight; it is no UNet in the official layout.")
+        raise ValueError(
+            f"{path} lacks down.0.block.0.conv1.weight; it is no UNet in the official layout."
+        )
     channels, image_channels = tensors["conv_in.weight"].shape[:2]
     config = UNetConfig(
         image_size=image_size,
@@ -174,7 +213,9 @@ def _config_of_official(tensors: Tensors, path: Path, image_size: int, groups: i
         channels=channels,
         multipliers=tuple(tensors[name].shape[0] // channels for name in firsts),
         blocks=blocks,
-        attention_resolutions=tuple(image_size >> i for i in range(levels) if f"down.{i}.attn.0.q.weight" in tensors),
+        attention_resolutions=tuple(
+            image_size >> i for i in range(levels) if f"down.{i}.attn.0.q.weight" in tensors
+        ),
         groups=groups,
     )
     config.check()

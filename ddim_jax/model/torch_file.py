@@ -40,7 +40,9 @@ def read_torch_file(path: Path) -> Any:
         with open(path, "rb") as file:
             return _read_zip(file) if zipfile.is_zipfile(file) else _read_legacy(file)
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror or error}); give the path of a checkpoint.") from error
+        raise ValueError(
+            f"{path} cannot be read ({error.strerror or error}); give the path of a checkpoint."
+        ) from error
     except Exception as error:  # a damaged pickle can raise anything
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise ValueError(
@@ -50,9 +52,16 @@ def read_torch_file(path: Path) -> Any:
 
 def _read_zip(file: BinaryIO) -> Any:
     with zipfile.ZipFile(file) as archive:
-        (program,) = (name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1)
+        (program,) = (
+            name
+            for name in archive.namelist()
+            if name.endswith("/data.pkl") and name.count("/") == 1
+        )
         folder = program.removesuffix("data.pkl")
-        big = f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") == b"big"
+        big = (
+            f"{folder}byteorder" in archive.namelist()
+            and archive.read(f"{folder}byteorder") == b"big"
+        )
         storages: dict[str, np.ndarray] = {}
 
         def storage(kind: str, key: str, count: int) -> np.ndarray:
@@ -62,7 +71,9 @@ def _read_zip(file: BinaryIO) -> Any:
                     raise ValueError(f"{info.filename} is compressed, as PyTorch's never are")
                 numbers = np.frombuffer(archive.read(info), _dtype(kind, big))
                 if len(numbers) != count:
-                    raise ValueError(f"{info.filename} has {len(numbers)} numbers instead of {count}")
+                    raise ValueError(
+                        f"{info.filename} has {len(numbers)} numbers instead of {count}"
+                    )
                 storages[key] = numbers
             return storages[key]
 
@@ -107,13 +118,19 @@ def _unpickle(file: Any, storage: Callable[[str, str, int], np.ndarray]) -> Any:
     """One object, in which `storage(kind, key, count)` gives the numbers behind tensors."""
 
     def tensor(numbers: Any, offset: Any, size: Any, stride: Any, *_: Any) -> np.ndarray:
-        if not isinstance(numbers, np.ndarray) or len(size) != len(stride) or min(offset, *size, *stride, 0) < 0:
+        if (
+            not isinstance(numbers, np.ndarray)
+            or len(size) != len(stride)
+            or min(offset, *size, *stride, 0) < 0
+        ):
             raise ValueError(f"a tensor with offset {offset}, size {size} and stride {stride}")
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         if 0 not in size and last >= len(numbers):
             raise ValueError(f"a tensor of size {tuple(size)} over {len(numbers)} numbers")
         steps = [step * numbers.itemsize for step in stride]
-        return np.lib.stride_tricks.as_strided(numbers[offset:], tuple(size), steps, writeable=False)
+        return np.lib.stride_tricks.as_strided(
+            numbers[offset:], tuple(size), steps, writeable=False
+        )
 
     # Made anew for every object, so that nothing a pickle does to them outlives it.
     known: dict[str, Any] = {
@@ -127,7 +144,9 @@ def _unpickle(file: Any, storage: Callable[[str, str, int], np.ndarray]) -> Any:
     class Reader(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
             if f"{module}.{name}" not in known:
-                raise pickle.UnpicklingError(f"it names {module}.{name}, which is no part of a tensor")
+                raise pickle.UnpicklingError(
+                    f"it names {module}.{name}, which is no part of a tensor"
+                )
             return known[f"{module}.{name}"]
 
         def persistent_load(self, pid: Any) -> np.ndarray:

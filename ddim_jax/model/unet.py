@@ -67,7 +67,9 @@ def build_unet(config: UNetConfig, seed: int) -> tuple[Callable[..., Images], Pa
     config.check()
 
     # Jitted, the initial weights are one program, and under `jax.eval_shape` they are shapes that cost nothing.
-    return unet_apply(config), jax.jit(partial(_initial_values, config))(purpose_key(seed, Purpose.INIT))
+    return unet_apply(config), jax.jit(partial(_initial_values, config))(
+        purpose_key(seed, Purpose.INIT)
+    )
 
 
 def _initial_values(config: UNetConfig, key: Key[Array, ""]) -> Params:
@@ -101,10 +103,14 @@ def _network(config: UNetConfig, dtype: str, remat: bool, to_train: bool) -> tup
     convolve = convolution_to_train if to_train else convolution
     build = nnx.eval_shape(lambda: UNet(Build(config, jnp.dtype(dtype), convolve), remat))
     graph, state = nnx.split(build)
-    return graph, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), nnx.to_pure_dict(state))
+    return graph, jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), nnx.to_pure_dict(state)
+    )
 
 
-def unet_apply(config: UNetConfig, dtype: str = "float32", remat: bool = False, to_train: bool = False) -> Callable[..., Images]:
+def unet_apply(
+    config: UNetConfig, dtype: str = "float32", remat: bool = False, to_train: bool = False
+) -> Callable[..., Images]:
     """The network as a function of its parameters, without making any: `build_unet`'s first result.
 
     Args:
@@ -128,7 +134,9 @@ def unet_apply(config: UNetConfig, dtype: str = "float32", remat: bool = False, 
         dropout_key: Key[Array, ""] | None = None,
     ) -> Images:
         if label is not None and not config.num_classes:
-            raise ValueError("a label was given to a network without classes; train one with --model.num-classes.")
+            raise ValueError(
+                "a label was given to a network without classes; train one with --model.num-classes."
+            )
         return nnx.merge(graph, params)(x, t, label, dropout_key)
 
     return apply
@@ -145,7 +153,9 @@ class UNet(nnx.Module):
         self.frequencies = config.channels // 2
         self.temb = TimeEmbedding(config.channels, build)
         # One row a class, and one for no class, which label dropout trains and guidance needs.
-        self.classes = _embed(config.num_classes + 1, 4 * config.channels) if config.num_classes else None
+        self.classes = (
+            _embed(config.num_classes + 1, 4 * config.channels) if config.num_classes else None
+        )
         self.conv_in = _conv(config.image_channels, config.channels, 3, build)
         self.block = nnx.remat(_block, static_argnums=(1,)) if remat else _block
 
@@ -154,7 +164,9 @@ class UNet(nnx.Module):
         for level, out in enumerate(widths):
             inputs = [width] + [out] * (config.blocks - 1)
             last = level == len(widths) - 1
-            down.append(Level(inputs, out, attends[level], None if last else Downsample(out, build), build))
+            down.append(
+                Level(inputs, out, attends[level], None if last else Downsample(out, build), build)
+            )
             skips += [out] * (config.blocks + (not last))
             width = out
 
@@ -164,20 +176,30 @@ class UNet(nnx.Module):
         up = []
         for level, out in reversed(list(enumerate(widths))):
             inputs = [w + skips.pop() for w in [width] + [out] * config.blocks]
-            up.append(Level(inputs, out, attends[level], Upsample(out, build) if level else None, build))
+            up.append(
+                Level(inputs, out, attends[level], Upsample(out, build) if level else None, build)
+            )
             width = out
         self.up = nnx.List(up[::-1])  # index = resolution level, as in the official names
 
         self.norm_out = GroupNorm(width, build)
-        self.conv_out = _conv(width, config.image_channels, 3, build._replace(dtype=jnp.dtype("float32")))
+        self.conv_out = _conv(
+            width, config.image_channels, 3, build._replace(dtype=jnp.dtype("float32"))
+        )
 
     def __call__(
-        self, x: Images, t: Int[Array, " B"], label: Int[Array, " B"] | None, dropout_key: Key[Array, ""] | None
+        self,
+        x: Images,
+        t: Int[Array, " B"],
+        label: Int[Array, " B"] | None,
+        dropout_key: Key[Array, ""] | None,
     ) -> Images:
         rngs = None if dropout_key is None else nnx.Rngs(dropout=dropout_key)
         embedding = self.temb(sinusoidal_embedding(t, self.frequencies))
         if self.classes is not None:
-            embedding = embedding + self.classes(jnp.full_like(t, self.classes.num_embeddings - 1) if label is None else label)
+            embedding = embedding + self.classes(
+                jnp.full_like(t, self.classes.num_embeddings - 1) if label is None else label
+            )
         h = self.conv_in(x)
         skips = [h]
         for level in self.down:
@@ -190,7 +212,9 @@ class UNet(nnx.Module):
         h = self.mid(h, embedding, rngs)
         for level in reversed(self.up):
             for j in range(len(level.block)):
-                h = self.block(level, j, jnp.concatenate([h, skips.pop()], axis=-1), embedding, rngs)
+                h = self.block(
+                    level, j, jnp.concatenate([h, skips.pop()], axis=-1), embedding, rngs
+                )
             if level.upsample is not None:
                 h = level.upsample(h)
         return self.conv_out(nnx.silu(self.norm_out(h)))
@@ -200,7 +224,9 @@ class TimeEmbedding(nnx.Module):
     """Two dense layers over the sinusoids of t, to 4·channels."""
 
     def __init__(self, channels: int, build: Build):
-        self.dense = nnx.List([_dense(channels, 4 * channels, build), _dense(4 * channels, 4 * channels, build)])
+        self.dense = nnx.List(
+            [_dense(channels, 4 * channels, build), _dense(4 * channels, 4 * channels, build)]
+        )
 
     def __call__(self, sinusoids: Embedding) -> Embedding:
         return self.dense[1](nnx.silu(self.dense[0](sinusoids)))
@@ -282,7 +308,9 @@ class Upsample(nnx.Module):
     """Double the resolution: repeat each pixel, then a convolution."""
 
     def __init__(self, width: int, build: Build):
-        self.conv = _conv(width, width, 3, build._replace(convolve=after_upsampling(build.convolve)))
+        self.conv = _conv(
+            width, width, 3, build._replace(convolve=after_upsampling(build.convolve))
+        )
 
     def __call__(self, x: Maps) -> Maps:
         return self.conv(x)

@@ -6,4 +6,12 @@ from .loss import epsilon_loss
 from .state import TrainState, initial_state, make_optimizer
 from .step import make_train_step
 
-__all__ = ["TrainState", "epsilon_loss", "initial_state", "load_run", "make_optimizer", "make_train_step", "train"]
+__all__ = [
+    "TrainState",
+    "epsilon_loss",
+    "initial_state",
+    "load_run",
+    "make_optimizer",
+    "make_train_step",
+    "train",
+]

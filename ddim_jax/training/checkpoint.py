@@ -40,7 +40,12 @@ def checkpoints(directory: Path, keep: int) -> Iterator[ocp.CheckpointManager]:
         ValueError: a checkpoint that cannot be written; the message names the newest that is whole.
     """
     # Orbax puts the best last: in descending order it is the lowest loss.
-    best = BestN(get_metric_fn=lambda found: found[_METRIC], reverse=True, n=1, keep_checkpoints_without_metrics=False)
+    best = BestN(
+        get_metric_fn=lambda found: found[_METRIC],
+        reverse=True,
+        n=1,
+        keep_checkpoints_without_metrics=False,
+    )
     options = ocp.CheckpointManagerOptions(
         preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
         best_fn=lambda found: found[_METRIC],  # without it the metrics are not written
@@ -56,7 +61,10 @@ def checkpoints(directory: Path, keep: int) -> Iterator[ocp.CheckpointManager]:
 
 
 def save_checkpoint(
-    manager: ocp.CheckpointManager, state: TrainState, config: Config, validation_loss: float | None = None
+    manager: ocp.CheckpointManager,
+    state: TrainState,
+    config: Config,
+    validation_loss: float | None = None,
 ) -> None:
     """Save a state under its step number, and the loss that it is judged by; the writing goes on in the background."""
     seal(manager)
@@ -68,7 +76,10 @@ def save_checkpoint(
     metrics = None if validation_loss is None else {_METRIC: validation_loss}
     with _writing(manager, int(state.step)):
         # Asked before, since Orbax meets a full disk with hundreds of lines of tracebacks.
-        size, free = sum(leaf.nbytes for leaf in jax.tree.leaves(state)), shutil.disk_usage(manager.directory).free
+        size, free = (
+            sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
+            shutil.disk_usage(manager.directory).free,
+        )
         if size > free:
             raise OSError(f"it takes {size / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free")
         manager.save(int(state.step), args=ocp.args.Composite(**items), metrics=metrics)
@@ -87,7 +98,9 @@ def seal(manager: ocp.CheckpointManager) -> None:
         return
     files = sorted(path for path in sums.parent.rglob("*") if path.is_file())
     partial = sums.with_suffix(".partial")
-    partial.write_text("".join(f"{_sha256(path)}  {path.relative_to(sums.parent)}\n" for path in files))
+    partial.write_text(
+        "".join(f"{_sha256(path)}  {path.relative_to(sums.parent)}\n" for path in files)
+    )
     partial.replace(sums)
 
 
@@ -100,7 +113,9 @@ def _writing(manager: ocp.CheckpointManager, step: int | None) -> Iterator[None]
         good = latest_step(folder.parent)
         kept = "none was saved before" if good is None else f"that of step {good} is whole"
         reason = str(error).splitlines()[0][:200]
-        raise ValueError(f"the checkpoint of step {step} cannot be written to {folder} ({reason}); {kept}.") from error
+        raise ValueError(
+            f"the checkpoint of step {step} cannot be written to {folder} ({reason}); {kept}."
+        ) from error
 
 
 def restore_state(directory: Path, step: int, template: TrainState) -> TrainState:
@@ -110,7 +125,10 @@ def restore_state(directory: Path, step: int, template: TrainState) -> TrainStat
         ValueError: a checkpoint that cannot be read.
     """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
-    items = {"ema": ocp.args.StandardRestore(abstract.ema), "train": ocp.args.StandardRestore(abstract._replace(ema=None))}
+    items = {
+        "ema": ocp.args.StandardRestore(abstract.ema),
+        "train": ocp.args.StandardRestore(abstract._replace(ema=None)),
+    }
     restored = _restore(directory, step, items)
     return restored["train"]._replace(ema=restored["ema"])
 
@@ -122,7 +140,11 @@ def latest_step(directory: Path) -> int | None:
 
 def _steps(directory: Path) -> list[int]:
     folder = _folder(directory)
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
+    return (
+        sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+        if folder.is_dir()
+        else []
+    )
 
 
 def load_run_config(directory: Path, checkpoint: str | int = "latest") -> tuple[Config, int]:
@@ -132,7 +154,9 @@ def load_run_config(directory: Path, checkpoint: str | int = "latest") -> tuple[
         ValueError: no such directory, no such checkpoint in it, or one that cannot be read.
     """
     step = _choose(directory, str(checkpoint))
-    return config_from_dict(_restore(directory, step, {"config": ocp.args.JsonRestore()})["config"]), step
+    return config_from_dict(
+        _restore(directory, step, {"config": ocp.args.JsonRestore()})["config"]
+    ), step
 
 
 def _choose(directory: Path, checkpoint: str) -> int:
@@ -140,7 +164,9 @@ def _choose(directory: Path, checkpoint: str) -> int:
     latest = latest_step(directory)
     if latest is None:
         problem = "holds no checkpoint" if directory.is_dir() else "does not exist"
-        raise ValueError(f"the run directory {directory} {problem}; `python train.py --out {directory}` makes one.")
+        raise ValueError(
+            f"the run directory {directory} {problem}; `python train.py --out {directory}` makes one."
+        )
     if checkpoint == "latest":
         return latest
     steps = _steps(directory)
@@ -148,10 +174,14 @@ def _choose(directory: Path, checkpoint: str) -> int:
         losses = {step: json.loads(path.read_text())[_METRIC] for step in steps
                   if (path := _folder(directory) / str(step) / "metrics" / "metrics").exists()}  # fmt: skip
         if not losses:
-            raise ValueError(f"no checkpoint of {directory} has a validation loss; ask for the latest, or one of {steps}.")
+            raise ValueError(
+                f"no checkpoint of {directory} has a validation loss; ask for the latest, or one of {steps}."
+            )
         return min(losses, key=losses.__getitem__)
     if not checkpoint.isdigit() or int(checkpoint) not in steps:
-        raise ValueError(f"the checkpoint asked for is {checkpoint}; {directory} has latest, best and {steps}.")
+        raise ValueError(
+            f"the checkpoint asked for is {checkpoint}; {directory} has latest, best and {steps}."
+        )
     return int(checkpoint)
 
 
@@ -170,7 +200,9 @@ def load_run(directory: str | Path, checkpoint: str | int = "latest") -> tuple[C
     """
     config, step = load_run_config(Path(directory), checkpoint)
     # Only shapes: nothing is initialised or computed. NumPy arrays, since each process reads all of them for itself.
-    template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), unet_shapes(config.model))
+    template = jax.tree.map(
+        lambda leaf: np.empty(leaf.shape, leaf.dtype), unet_shapes(config.model)
+    )
     ema = _restore(Path(directory), step, {"ema": ocp.args.StandardRestore(template)})["ema"]
     return config, jax.device_put(ema)
 
@@ -199,7 +231,9 @@ def _verify(checkpoint: Path, items: set[str]) -> None:
 
 
 def _damaged(checkpoint: Path, reason: str) -> ValueError:
-    return ValueError(f"the checkpoint {checkpoint} is damaged ({reason}); remove it to go on from the one before it.")
+    return ValueError(
+        f"the checkpoint {checkpoint} is damaged ({reason}); remove it to go on from the one before it."
+    )
 
 
 def _sha256(path: Path) -> str:

@@ -49,15 +49,24 @@ def import_run(config: ImportConfig, console: Console) -> None:
     """
     if latest_step(config.run) is not None:
         raise ValueError(f"{config.run} holds a checkpoint already; choose another directory.")
-    model, params = load_pretrained(config.weights, image_size=config.image_size, groups=config.groups)
-    run = replace(presets()["cifar10"], out=str(config.run), model=model, diffusion=schedule_of_diffusers(config.weights))
+    model, params = load_pretrained(
+        config.weights, image_size=config.image_size, groups=config.groups
+    )
+    run = replace(
+        presets()["cifar10"],
+        out=str(config.run),
+        model=model,
+        diffusion=schedule_of_diffusers(config.weights),
+    )
     run.check()
     _write(config.run, lambda: config.run.mkdir(parents=True, exist_ok=True))
     with checkpoints(config.run, keep=1) as manager:
         save_checkpoint(manager, initial_state(params, make_optimizer(run.train)), run)
     save_config(run, config.run / "config.json")
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    console.print(f"{config.run}: {count:,} parameters for images {model.image_shape()}, from {config.weights}")
+    console.print(
+        f"{config.run}: {count:,} parameters for images {model.image_shape()}, from {config.weights}"
+    )
 
 
 def export_run(config: ExportConfig, console: Console) -> None:
@@ -75,4 +84,6 @@ def _write(path: Path, action: Any) -> None:
     try:
         action()
     except OSError as error:
-        raise ValueError(f"{error.filename or path} cannot be written ({error.strerror}); choose another place.") from error
+        raise ValueError(
+            f"{error.filename or path} cannot be written ({error.strerror}); choose another place."
+        ) from error

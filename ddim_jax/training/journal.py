@@ -16,7 +16,9 @@ Report = Callable[[int, list[Metrics], float, float | None], None]
 
 
 @contextlib.contextmanager
-def journal(path: Path | None, total: int, batch_size: int, start: int, console: Console) -> Iterator[Report]:
+def journal(
+    path: Path | None, total: int, batch_size: int, start: int, console: Console
+) -> Iterator[Report]:
     """report(step, metrics of the steps since the last one, seconds since then that were no training, validation loss or None).
 
     Args:
@@ -27,7 +29,12 @@ def journal(path: Path | None, total: int, batch_size: int, start: int, console:
         console: for the person.
     """
     mark = [time.perf_counter(), float(start)]
-    columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[text]}"))
+    columns = (
+        TextColumn("step"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
     quiet = console.quiet or not console.is_terminal
     with (
         Progress(*columns, console=console, disable=quiet) as bar,
@@ -39,12 +46,16 @@ def journal(path: Path | None, total: int, batch_size: int, start: int, console:
             now = time.perf_counter()
             seconds_a_step = (now - mark[0] - pause) / (done - mark[1])
             mark[:] = [now, done]
-            means = {name: float(np.mean([metrics[name] for metrics in window])) for name in window[0]}
+            means = {
+                name: float(np.mean([metrics[name] for metrics in window])) for name in window[0]
+            }
             if judged is not None:
                 means["validation_loss"] = judged
             rate = batch_size / seconds_a_step
             if file is not None:
-                file.write(json.dumps({"step": done, **means, "images_per_second": round(rate, 1)}) + "\n")
+                file.write(
+                    json.dumps({"step": done, **means, "images_per_second": round(rate, 1)}) + "\n"
+                )
                 file.flush()
             minutes, seconds = divmod(round(seconds_a_step * (total - done)), 60)
             text = f"loss {means['loss']:.4f}  {rate:,.0f} images/s  {minutes // 60}:{minutes % 60:02d}:{seconds:02d} left"

@@ -44,7 +44,14 @@ from ..generation import generate, make_sampler
 from ..images import save_grid, to_uint8, to_unit_range
 from ..metrics import frechet_distance
 from ..model import build_unet, unet_apply, unet_shapes
-from .checkpoint import checkpoints, latest_step, load_run_config, restore_state, save_checkpoint, seal
+from .checkpoint import (
+    checkpoints,
+    latest_step,
+    load_run_config,
+    restore_state,
+    save_checkpoint,
+    seal,
+)
 from .journal import Metrics, journal, keep_metrics
 from .loss import loss_weights
 from .state import TrainState, initial_state, make_optimizer
@@ -88,9 +95,15 @@ def train(config: Config, console: Console) -> None:
     if saved is not None:
         console.print(f"{out} goes on from step {saved}")
     _open_directory(config, out, saved or 0)
-    step = prepare_step(config, alpha_bar, weights, shardings, flip=config.data.flip and dataset.flippable)
+    step = prepare_step(
+        config, alpha_bar, weights, shardings, flip=config.data.flip and dataset.flippable
+    )
     draw = _make_draw(config, apply, alpha_bar)
-    validate = make_validation(config, apply, alpha_bar, weights, dataset, mesh) if settings.validate_images else None
+    validate = (
+        make_validation(config, apply, alpha_bar, weights, dataset, mesh)
+        if settings.validate_images
+        else None
+    )
     console.print(
         f"{dataset.name}: {dataset.size:,} images {dataset.shape}; {count_parameters(state.params):,} parameters; "
         f"{mesh.size} of {describe()}; {settings.steps:,} steps of {settings.batch_size}",
@@ -99,28 +112,40 @@ def train(config: Config, console: Console) -> None:
         stream = device_batches(config, dataset, mesh, saved or 0)
         state = _run(config, state, step, stream, draw, validate, stop, console)
     if int(state.step) < settings.steps:
-        console.print(f"stopped at step {int(state.step)} of {settings.steps}; checkpoint saved. Continue with:")
+        console.print(
+            f"stopped at step {int(state.step)} of {settings.steps}; checkpoint saved. Continue with:"
+        )
         console.print(f"  python train.py {shlex.quote(str(out / 'config.json'))}")
         return
     _finish(config, out, state, dataset, draw, console)
 
 
-def prepare_state(config: Config, mesh: Mesh, out: Path, saved: int | None) -> tuple[TrainState, TrainState]:
+def prepare_state(
+    config: Config, mesh: Mesh, out: Path, saved: int | None
+) -> tuple[TrainState, TrainState]:
     """The state to start from, restored or new, each array where it belongs; and where that is."""
     optimizer = make_optimizer(config.train)
 
     def init() -> TrainState:
         return initial_state(build_unet(config.model, config.seed)[1], optimizer)
 
-    shapes = jax.eval_shape(lambda params: initial_state(params, optimizer), unet_shapes(config.model))
+    shapes = jax.eval_shape(
+        lambda params: initial_state(params, optimizer), unet_shapes(config.model)
+    )
     shardings = state_shardings(shapes, mesh)
     if saved is None:
         return jax.jit(init, out_shardings=shardings)(), shardings
-    template = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, shardings)
+    template = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        shardings,
+    )
     return restore_state(out, saved, template), shardings
 
 
-def prepare_step(config: Config, alpha_bar: np.ndarray, weights: np.ndarray | None, shardings: Any, *, flip: bool) -> Step:
+def prepare_step(
+    config: Config, alpha_bar: np.ndarray, weights: np.ndarray | None, shardings: Any, *, flip: bool
+) -> Step:
     """The train step of a configuration."""
     settings = config.train
     return make_train_step(
@@ -139,11 +164,15 @@ def prepare_step(config: Config, alpha_bar: np.ndarray, weights: np.ndarray | No
     )
 
 
-def device_batches(config: Config, dataset: Dataset, mesh: Mesh, start: int) -> Iterator[tuple[Any, Any]]:
+def device_batches(
+    config: Config, dataset: Dataset, mesh: Mesh, start: int
+) -> Iterator[tuple[Any, Any]]:
     """(x_0, label or None) of every step from `start` on, on the devices: two batches ahead of the step that runs."""
     size, split = config.train.batch_size, batch_sharding(mesh)
     local = batches(dataset, size, config.seed, start, process_rows(size))
-    stream = (to_global((x_0, label if config.model.num_classes else None), split) for x_0, label in local)
+    stream = (
+        to_global((x_0, label if config.model.num_classes else None), split) for x_0, label in local
+    )
     ahead = deque(islice(stream, 2))
     while ahead:
         yield ahead.popleft()
@@ -185,7 +214,9 @@ def _run(
     """Step until the end or a signal; log, judge, save and draw on the way."""
     out, settings = Path(config.out), config.train
     window: list[Metrics] = []
-    pause = 0.0  # seconds since the last report that went into compiling, judging, saving and drawing
+    pause = (
+        0.0  # seconds since the last report that went into compiling, judging, saving and drawing
+    )
     first = int(state.step) + 1
     log_file = None if jax.process_index() else out / "metrics.jsonl"
     with (
@@ -202,7 +233,10 @@ def _run(
             window.append(metrics)
             # The host reads from the device only where something is due; in between it runs ahead.
             last = done == settings.steps
-            log, save = (last or done % every == 0 for every in (settings.log_every, settings.checkpoint_every))
+            log, save = (
+                last or done % every == 0
+                for every in (settings.log_every, settings.checkpoint_every)
+            )
             halt = _any_process(stop, log)
             if log or save or halt:
                 window = jax.device_get(window)
@@ -217,14 +251,19 @@ def _run(
             if save or halt:
                 save_checkpoint(manager, state, config, judged)
             if settings.sample_every and done % settings.sample_every == 0:
-                _save_grid(draw(state.ema, settings.sample_images), out / "samples" / f"step_{done:07d}.png")
+                _save_grid(
+                    draw(state.ema, settings.sample_images),
+                    out / "samples" / f"step_{done:07d}.png",
+                )
             pause += time.perf_counter() - start
             if halt:
                 break
     return state
 
 
-def _finish(config: Config, out: Path, state: TrainState, dataset: Dataset, draw: Draw, console: Console) -> None:
+def _finish(
+    config: Config, out: Path, state: TrainState, dataset: Dataset, draw: Draw, console: Console
+) -> None:
     """The last grid, and the Fréchet distance of raw pixels."""
     count = config.train.evaluate_images
     images = draw(state.ema, max(count, config.train.sample_images))
@@ -278,15 +317,21 @@ def _resumable_step(config: Config, out: Path) -> int | None:
 def _make_draw(config: Config, apply: Callable[..., Any], alpha_bar: np.ndarray) -> Draw:
     """draw(params, count) → uint8 images, always from the same noise, through all classes in turn; compiled once."""
     settings = config.train
-    table = step_table(alpha_bar, uniform_timesteps(config.diffusion.num_steps, settings.sample_steps), eta(0.0))
+    table = step_table(
+        alpha_bar, uniform_timesteps(config.diffusion.num_steps, settings.sample_steps), eta(0.0)
+    )
     size = full_batch(settings.sample_images)
     mesh = make_mesh(size)
-    sampler = make_sampler(apply, alpha_bar, config.model.image_shape(), mesh, kind=config.diffusion.prediction)
+    sampler = make_sampler(
+        apply, alpha_bar, config.model.image_shape(), mesh, kind=config.diffusion.prediction
+    )
     labels = tuple(range(config.model.num_classes))
 
     def draw(params: Any, count: int) -> np.ndarray:
         params = jax.device_put(params, replicated(mesh))
-        parts = generate(sampler, params, table, seed=config.seed, count=count, batch_size=size, labels=labels)
+        parts = generate(
+            sampler, params, table, seed=config.seed, count=count, batch_size=size, labels=labels
+        )
         return np.concatenate([to_uint8(part) for part in parts])
 
     return draw
@@ -299,8 +344,16 @@ def _check_losses(window: list[Metrics], done: int, config: Config, manager: Any
             if not np.isfinite(value) or (name == "loss" and value > config.train.max_loss):
                 seal(manager)
                 good = latest_step(Path(config.out))
-                kept = "no checkpoint was saved before it" if good is None else f"the checkpoint of step {good} is good"
-                limit = f", above --train.max-loss ({config.train.max_loss:g})" if np.isfinite(value) else ""
+                kept = (
+                    "no checkpoint was saved before it"
+                    if good is None
+                    else f"the checkpoint of step {good} is good"
+                )
+                limit = (
+                    f", above --train.max-loss ({config.train.max_loss:g})"
+                    if np.isfinite(value)
+                    else ""
+                )
                 raise ValueError(
                     f"the {name.replace('_', ' ')} is {value:g} at step {step}{limit}; {kept}; "
                     f"lower --train.learning-rate ({config.train.learning_rate:g}) or --train.clip-norm "
@@ -326,7 +379,9 @@ def _stop_signals() -> Iterator[threading.Event]:
         signal.signal(number, before[number])
 
     try:
-        if threading.current_thread() is threading.main_thread():  # Python delivers signals to no other
+        if (
+            threading.current_thread() is threading.main_thread()
+        ):  # Python delivers signals to no other
             for number in (signal.SIGINT, signal.SIGTERM):
                 before[number] = signal.signal(number, handle)
         yield stop

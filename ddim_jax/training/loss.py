@@ -65,7 +65,9 @@ def epsilon_loss(
 
     Source: arXiv:2010.02502, Eq. 5; arXiv:2006.11239, Eq. 14.
     """
-    return prediction_loss(apply, params, draw_examples(x_0, alpha_bar, key), dropout_key=dropout_key)
+    return prediction_loss(
+        apply, params, draw_examples(x_0, alpha_bar, key), dropout_key=dropout_key
+    )
 
 
 def draw_examples(
@@ -107,12 +109,20 @@ def draw_examples(
     target = {"epsilon": epsilon, "x0": x_0, "v": signal * epsilon - noise * x_0}[kind]
     weight = jnp.ones(len(t)) if weights is None else jnp.asarray(weights, jnp.float32)[t]
     return Examples(
-        add_noise(x_0, epsilon, jnp.asarray(alpha_bar)[t]), t, target, weight, None if label is None else jnp.asarray(label)
+        add_noise(x_0, epsilon, jnp.asarray(alpha_bar)[t]),
+        t,
+        target,
+        weight,
+        None if label is None else jnp.asarray(label),
     )
 
 
 def prediction_loss(
-    apply: Callable[..., Any], params: Any, examples: Examples, *, dropout_key: Key[Array, ""] | None = None
+    apply: Callable[..., Any],
+    params: Any,
+    examples: Examples,
+    *,
+    dropout_key: Key[Array, ""] | None = None,
 ) -> Float[Array, ""]:
     """The weighted squared error of a network on examples.
 
@@ -133,12 +143,22 @@ def prediction_loss(
     Source: arXiv:2010.02502, Eq. 5.
     """
     given = {"label": examples.label, "dropout_key": dropout_key}
-    y = apply(params, examples.x_t, examples.t - 1, **{name: value for name, value in given.items() if value is not None})
+    y = apply(
+        params,
+        examples.x_t,
+        examples.t - 1,
+        **{name: value for name, value in given.items() if value is not None},
+    )
     return mean_squared_error(y, examples.target, examples.weight)
 
 
 def loss_weights(
-    alpha_bar: Numbers, kind: str = "epsilon", scheme: str = "constant", *, min_snr_gamma: float = 5.0, gamma_eta: float = 1.0
+    alpha_bar: Numbers,
+    kind: str = "epsilon",
+    scheme: str = "constant",
+    *,
+    min_snr_gamma: float = 5.0,
+    gamma_eta: float = 1.0,
 ) -> Float64[np.ndarray, " times"]:
     """The weight of each time in the loss of a network that predicts ε, x_0 or v.
 
@@ -171,7 +191,11 @@ def loss_weights(
     if scheme == "constant":
         weights = np.ones(len(t))
     else:
-        per_output = {"epsilon": lambda: (1 - now) / now, "x0": lambda: np.ones(len(t)), "v": lambda: 1 - now}[kind]()
+        per_output = {
+            "epsilon": lambda: (1 - now) / now,
+            "x0": lambda: np.ones(len(t)),
+            "v": lambda: 1 - now,
+        }[kind]()
         if scheme == "min-snr":
             weights = np.minimum(now / (1 - now), min_snr_gamma) * per_output
         else:
@@ -195,6 +219,8 @@ def mean_squared_error(
     5.0
     """
     if a.shape != b.shape:
-        raise ValueError(f"the shapes {a.shape} and {b.shape} of a squared error differ; they must be equal.")
+        raise ValueError(
+            f"the shapes {a.shape} and {b.shape} of a squared error differ; they must be equal."
+        )
     square = jnp.square(a - b)
     return jnp.mean(square if weight is None else per_image(weight, square) * square)

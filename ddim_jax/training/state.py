@@ -41,10 +41,14 @@ def learning_rate(config: TrainConfig) -> optax.Schedule:
     """
     # Update 0 already moves the weights: the ramp reaches the full rate at update warmup_steps − 1.
     warmup = optax.linear_schedule(
-        config.learning_rate / max(config.warmup_steps, 1), config.learning_rate, max(config.warmup_steps - 1, 1)
+        config.learning_rate / max(config.warmup_steps, 1),
+        config.learning_rate,
+        max(config.warmup_steps - 1, 1),
     )
     after = (
-        optax.cosine_decay_schedule(config.learning_rate, max(config.steps - config.warmup_steps, 1))
+        optax.cosine_decay_schedule(
+            config.learning_rate, max(config.steps - config.warmup_steps, 1)
+        )
         if config.decay == "cosine"
         else optax.constant_schedule(config.learning_rate)
     )

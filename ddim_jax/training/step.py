@@ -60,7 +60,9 @@ def make_train_step(
 
     def gradient(params: Any, examples: Examples, dropout_key: Key[Array, ""]) -> tuple[Array, Any]:
         def loss_of(params: Any) -> Array:
-            if mesh is not None:  # each weight is gathered where it is used; its gradient is scattered again
+            if (
+                mesh is not None
+            ):  # each weight is gathered where it is used; its gradient is scattered again
                 params = jax.lax.with_sharding_constraint(params, replicated(mesh))
             return prediction_loss(apply, params, examples, dropout_key=dropout_key)
 
@@ -74,18 +76,25 @@ def make_train_step(
         if flip:
             x_0 = random_flip(x_0, flip_key)
         if num_classes and label is not None:
-            label = jnp.where(jax.random.bernoulli(label_key, label_dropout, label.shape), num_classes, label)
+            label = jnp.where(
+                jax.random.bernoulli(label_key, label_dropout, label.shape), num_classes, label
+            )
         examples = draw_examples(x_0, alpha_bar, loss_key, kind=kind, weights=weights, label=label)
         if accumulate == 1:
             loss, grads = gradient(state.params, examples, dropout_key)
         else:
-            loss, grads = _mean_over_parts(gradient, state.params, examples, dropout_key, accumulate, mesh)
+            loss, grads = _mean_over_parts(
+                gradient, state.params, examples, dropout_key, accumulate, mesh
+            )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         done = state.step + 1
         decay = jnp.minimum(ema_decay, (1 + done) / (10 + done))
         ema = optax.incremental_update(params, state.ema, 1 - decay)
-        return TrainState(done, params, ema, opt_state), {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        return TrainState(done, params, ema, opt_state), {
+            "loss": loss,
+            "grad_norm": optax.tree.norm(grads),
+        }
 
     if mesh is None:
         return jax.jit(step, donate_argnums=0)
@@ -93,14 +102,23 @@ def make_train_step(
 
 
 def _mean_over_parts(
-    gradient: Callable[..., Any], params: Any, examples: Examples, dropout_key: Key[Array, ""], count: int, mesh: Any
+    gradient: Callable[..., Any],
+    params: Any,
+    examples: Examples,
+    dropout_key: Key[Array, ""],
+    count: int,
+    mesh: Any,
 ) -> tuple[Array, Any]:
     """The loss and the gradient of a batch, a part of it at a time."""
 
     def divide(leaf: Array) -> Array:
         # Every count-th image: so each device finds its share of every part among the images that it has.
         parts = leaf.reshape(-1, count, *leaf.shape[1:]).swapaxes(0, 1)
-        return parts if mesh is None else jax.lax.with_sharding_constraint(parts, batch_sharding(mesh, axis=1))
+        return (
+            parts
+            if mesh is None
+            else jax.lax.with_sharding_constraint(parts, batch_sharding(mesh, axis=1))
+        )
 
     def add(total: Any, part: tuple[Array, Examples]) -> tuple[Any, None]:
         i, some = part

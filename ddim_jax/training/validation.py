@@ -16,7 +16,12 @@ from .loss import draw_examples, prediction_loss
 
 
 def make_validation(
-    config: Config, apply: Callable[..., Any], alpha_bar: np.ndarray, weights: np.ndarray, train: Dataset, mesh: Mesh
+    config: Config,
+    apply: Callable[..., Any],
+    alpha_bar: np.ndarray,
+    weights: np.ndarray,
+    train: Dataset,
+    mesh: Mesh,
 ) -> Callable[[Any], float]:
     """validate(params) → the training loss, without dropout, of images that training does not see, always with the same noise.
 
@@ -38,13 +43,17 @@ def make_validation(
     @jax.jit
     def loss(params: Any, x_0: Any, label: Any, batch: Any) -> jax.Array:
         key = jax.random.fold_in(purpose_key(config.seed, Purpose.VALIDATION), batch)
-        examples = draw_examples(x_0, alpha_bar, key, kind=config.diffusion.prediction, weights=weights, label=label)
+        examples = draw_examples(
+            x_0, alpha_bar, key, kind=config.diffusion.prediction, weights=weights, label=label
+        )
         return prediction_loss(apply, params, examples)
 
     def validate(params: Any) -> float:
         found = []
         for i in range(-(-count // size)):
-            indices = np.arange(i * size, (i + 1) * size)[rows] % count  # the last batch is filled up from the first images
+            indices = (
+                np.arange(i * size, (i + 1) * size)[rows] % count
+            )  # the last batch is filled up from the first images
             x_0 = to_unit_range(held_out.read(indices))
             label = held_out.label(indices) if config.model.num_classes and held_out.label else None
             found.append(loss(params, *to_global((x_0, label), split), np.uint32(i)))

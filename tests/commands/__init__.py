@@ -20,7 +20,10 @@ def pixels(path):
 
 
 def tree(directory):
-    return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(directory.rglob("*"))}
+    return {
+        str(path): path.read_bytes() if path.is_file() else None
+        for path in sorted(directory.rglob("*"))
+    }
 
 
 def draw(command, run, tmp_path, *arguments):

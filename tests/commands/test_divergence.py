@@ -15,13 +15,20 @@ from tests.conftest import tiny_config
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_good_checkpoint(tmp_path, command):
     config = tiny_config(
-        presets()["digits"], tmp_path / "run", steps=60, learning_rate=1e38, checkpoint_every=1, decay="constant", warmup_steps=60
+        presets()["digits"],
+        tmp_path / "run",
+        steps=60,
+        learning_rate=1e38,
+        checkpoint_every=1,
+        decay="constant",
+        warmup_steps=60,
     )
     save_config(config, tmp_path / "config.json")
     status, _, err = command("train", tmp_path / "config.json")
     assert status == 1
     match = re.search(
-        r"^error: the (loss|grad norm) is (nan|inf) at step (\d+); the checkpoint of step (\d+) is good; lower --train.l", err
+        r"^error: the (loss|grad norm) is (nan|inf) at step (\d+); the checkpoint of step (\d+) is good; lower --train.l",
+        err,
     )
     assert match, err
     assert int(match[4]) == int(match[3]) - 1 == latest_step(tmp_path / "run")
@@ -29,9 +36,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_good_checkpoint(t
 
 
 def test_an_exploded_loss_stops_the_run(tmp_path, command):
-    save_config(tiny_config(presets()["digits"], tmp_path / "run", max_loss=1e-3), tmp_path / "config.json")
+    save_config(
+        tiny_config(presets()["digits"], tmp_path / "run", max_loss=1e-3), tmp_path / "config.json"
+    )
     status, _, err = command("train", tmp_path / "config.json")
     assert status == 1
     assert re.search(
-        r"^error: the loss is [\d.]+ at step 1, above --train.max-loss \(0.001\); no checkpoint was saved before it", err
+        r"^error: the loss is [\d.]+ at step 1, above --train.max-loss \(0.001\); no checkpoint was saved before it",
+        err,
     )

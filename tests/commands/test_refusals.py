@@ -12,9 +12,15 @@ from tests.commands import tree
 
 TRAIN = [
     (["--train.steps", "0"], "--train.steps is 0; it must be 1 or more"),
-    (["--model.groups", "5"], "--model.channels is 32; it must be a multiple of 2 and of model.groups = 5"),
+    (
+        ["--model.groups", "5"],
+        "--model.channels is 32; it must be a multiple of 2 and of model.groups = 5",
+    ),
     (["--data.source", "cat"], "--data.source is cat; it must be digits, emoji"),
-    (["--data.source", "emoji"], "emoji has images of shape (32, 32, 3), the model takes (8, 8, 1): use --model.image-size 32"),
+    (
+        ["--data.source", "emoji"],
+        "emoji has images of shape (32, 32, 3), the model takes (8, 8, 1): use --model.image-size 32",
+    ),
     (["--data.source", "folder:{tmp}/broken"], "broken/x.png is not a readable image"),
     (["--data.source", "folder:{tmp}/none"], "none is not a directory"),
     (
@@ -23,7 +29,10 @@ TRAIN = [
     ),
     (["--train.sample-steps", "2000"], "--train.sample-steps is 2000"),
     (["--seed", "-3"], "--seed is -3"),
-    (["--train.batch-size", "12", "--train.accumulate", "5"], "--train.accumulate is 5; it must be a divisor of"),
+    (
+        ["--train.batch-size", "12", "--train.accumulate", "5"],
+        "--train.accumulate is 5; it must be a divisor of",
+    ),
     (["--diffusion.zero-terminal-snr"], "--diffusion.prediction is epsilon; it must be v or x0"),
     (
         ["--model.num-classes", "7"],
@@ -33,8 +42,14 @@ TRAIN = [
     (["import", "{tmp}/broken/x.png", "{tmp}/run"], "x.png is no PyTorch checkpoint of tensors"),
     (["import", "{tmp}/empty", "{tmp}/run"], "config.json cannot be read as JSON"),
     (["export", "{tmp}/empty", "{tmp}/folder"], "holds no checkpoint"),
-    (["export", "{run}", "{tmp}/broken/x.png"], "x.png cannot be written (File exists); choose another place"),
-    (["--out", "{tmp}/broken/x.png/run"], "x.png/run cannot be written (Not a directory); choose another place"),
+    (
+        ["export", "{run}", "{tmp}/broken/x.png"],
+        "x.png cannot be written (File exists); choose another place",
+    ),
+    (
+        ["--out", "{tmp}/broken/x.png/run"],
+        "x.png/run cannot be written (Not a directory); choose another place",
+    ),
 ]
 SAMPLE = [
     (["{run}", "--eta", "-0.5"], "eta is -0.5; it must be ≥ 0"),
@@ -49,14 +64,18 @@ SAMPLE = [
     (["{run}", "--sigma", "ddpm", "--eta", "0.5"], "--eta is 0.5, which --sigma ddpm does not use"),
     (["{run}", "--label", "3"], "--label is 3, but {run} is unconditional; leave --label out"),
     (["{run}", "--guidance", "3"], "--guidance is 3 without --label"),
-    (["{run}", "--checkpoint", "2000"], "the checkpoint asked for is 2000; {run} has latest, best and"),
+    (
+        ["{run}", "--checkpoint", "2000"],
+        "the checkpoint asked for is 2000; {run} has latest, best and",
+    ),
     (["{tmp}/empty"], "the run directory {tmp}/empty holds no checkpoint"),
     (["{tmp}/nowhere"], "the run directory {tmp}/nowhere does not exist"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "sentence"), [("train", *case) for case in TRAIN] + [("sample", *case) for case in SAMPLE]
+    ("name", "arguments", "sentence"),
+    [("train", *case) for case in TRAIN] + [("sample", *case) for case in SAMPLE],
 )
 def test_a_mistake_is_one_sentence(name, arguments, sentence, tmp_path, command, tiny_run):
     (tmp_path / "broken").mkdir()
@@ -90,9 +109,15 @@ def test_a_checkpoint_of_another_configuration(tiny_run, command, tmp_path):
     before = tree(tiny_run)
     status, _, err = command("train", tmp_path / "config.json", "--train.learning-rate", "0.5")
     assert status == 1
-    assert f"{tiny_run} holds checkpoints of another configuration: --train.learning-rate was 0.002 there and is 0.5 now" in err
+    assert (
+        f"{tiny_run} holds checkpoints of another configuration: --train.learning-rate was 0.002 there and is 0.5 now"
+        in err
+    )
     status, _, err = command("train", tmp_path / "config.json", "--train.steps", "30")
-    assert (status, "--train.steps was 3 there and is 30 now" in err) == (1, True)  # its cosine decay ends at step 3
+    assert (status, "--train.steps was 3 there and is 30 now" in err) == (
+        1,
+        True,
+    )  # its cosine decay ends at step 3
     assert tree(tiny_run) == before
 
 

@@ -28,8 +28,14 @@ ARGUMENTS = f"""--model.channels 4 --model.groups 2 --model.multipliers 1 --mode
 
 
 def start(out, arguments=None):
-    command = [sys.executable, str(ROOT / "train.py"), *(arguments or [*ARGUMENTS, "--out", str(out)])]
-    return subprocess.Popen(command, env=OPTIMISED, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        *(arguments or [*ARGUMENTS, "--out", str(out)]),
+    ]
+    return subprocess.Popen(
+        command, env=OPTIMISED, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
 
 
 def steps_logged(out):
@@ -54,7 +60,9 @@ def final_state(out):
 
 
 @pytest.mark.slow
-def test_ctrl_c_then_sigterm_then_kill_9_and_the_end_is_bit_for_bit_that_of_a_run_never_stopped(tmp_path):
+def test_ctrl_c_then_sigterm_then_kill_9_and_the_end_is_bit_for_bit_that_of_a_run_never_stopped(
+    tmp_path,
+):
     whole, out = tmp_path / "whole", tmp_path / "run"
     uninterrupted = start(whole)
     assert (uninterrupted.communicate()[1], uninterrupted.returncode) == ("", 0)
@@ -67,7 +75,9 @@ def test_ctrl_c_then_sigterm_then_kill_9_and_the_end_is_bit_for_bit_that_of_a_ru
         assert (process.returncode, err) == (0, "")
         stopped = int(re.search(rf"stopped at step (\d+) of {STEPS}; checkpoint saved", text)[1])
         assert latest_step(out) == stopped < STEPS
-        arguments = shlex.split(re.search(r"python train.py (.*)", text)[1])  # the command that continues
+        arguments = shlex.split(
+            re.search(r"python train.py (.*)", text)[1]
+        )  # the command that continues
         process = start(out, arguments)
 
     # Killed once a checkpoint of this process is whole and a later step was logged: between two checkpoints.
@@ -85,7 +95,9 @@ def test_ctrl_c_then_sigterm_then_kill_9_and_the_end_is_bit_for_bit_that_of_a_ru
     assert f"goes on from step {saved}" in text
 
     jax.tree.map(np.testing.assert_array_equal, final_state(out), final_state(whole))
-    losses = [[(line["step"], line["loss"]) for line in metrics(directory)] for directory in (out, whole)]
+    losses = [
+        [(line["step"], line["loss"]) for line in metrics(directory)] for directory in (out, whole)
+    ]
     assert losses[0] == losses[1]
     assert [step for step, _ in losses[0]] == list(range(1, STEPS + 1))
 
@@ -99,7 +111,10 @@ def test_a_finished_run_is_not_trained_again_but_may_be_extended(tmp_path, comma
     status, out, _ = command("train", tmp_path / "config.json")
     assert (status, "trained to step 3" in out) == (0, True)
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
-    assert command("train", tmp_path / "config.json", "--train.steps", 5, "--train.log-every", 5)[0] == 0
+    assert (
+        command("train", tmp_path / "config.json", "--train.steps", 5, "--train.log-every", 5)[0]
+        == 0
+    )
     assert latest_step(tmp_path / "run") == 5
     status, _, err = command("train", tmp_path / "config.json")
     assert (status, "already at step 5; --train.steps is 3" in err) == (1, True)

@@ -36,7 +36,9 @@ def test_prepares_a_pre_placed_archive_without_tensorflow(prepared):
         assert images.dtype == np.uint8
         assert rows(images) == rows(splits[split][1])
         labels = {image.tobytes(): label for label, image in zip(*splits[split], strict=True)}
-        np.testing.assert_array_equal(dataset.label(np.arange(dataset.size)), [labels[image.tobytes()] for image in images])
+        np.testing.assert_array_equal(
+            dataset.label(np.arange(dataset.size)), [labels[image.tobytes()] for image in images]
+        )
         assert dataset.classes[:2] == ("airplane", "automobile")
     assert train.flippable
     assert "tensorflow" not in sys.modules
@@ -55,7 +57,9 @@ def test_the_stock_builder_reads_it_with_labels(prepared):
     source = tfds.builder("cifar10", data_dir=config.data_dir).as_data_source("train")
     pairs = {record["image"].tobytes(): int(record["label"]) for record in source}
     labels, images = splits["train"]
-    assert pairs == {image.tobytes(): int(label) for image, label in zip(images, labels, strict=True)}
+    assert pairs == {
+        image.tobytes(): int(label) for image, label in zip(images, labels, strict=True)
+    }
 
 
 def test_any_prepared_data_set_by_name_resized(prepared):
@@ -72,13 +76,20 @@ def test_any_prepared_data_set_by_name_resized(prepared):
 
 
 def left_over(directory):
-    return [path for path in directory.rglob("*") if path.is_file() and path.name != "cifar-10-binary.tar.gz"]
+    return [
+        path
+        for path in directory.rglob("*")
+        if path.is_file() and path.name != "cifar-10-binary.tar.gz"
+    ]
 
 
 def test_offline_and_unprepared_is_one_sentence_soon(tmp_path, monkeypatch):
     monkeypatch.setattr(cifar10, "URL", "https://ddim-jax.invalid/cifar-10-binary.tar.gz")
     start = time.monotonic()
-    with pytest.raises(ValueError, match=r"cannot be downloaded .* put cifar-10-binary.tar.gz from https://.* at .*") as error:
+    with pytest.raises(
+        ValueError,
+        match=r"cannot be downloaded .* put cifar-10-binary.tar.gz from https://.* at .*",
+    ) as error:
         load_dataset(DataConfig("cifar10", data_dir=str(tmp_path / "new")), SHAPE)
     assert time.monotonic() - start < 5
     assert str(tmp_path / "new" / "cifar-10-binary.tar.gz") in str(error.value)
@@ -102,14 +113,19 @@ def test_a_damaged_archive_is_refused_by_its_checksum(tmp_path, kind):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content if kind == "flipped bit" else content[: len(content) // 2])
-    with pytest.raises(ValueError, match=rf"{path} has the SHA-256 .* should have {sha256}; it is damaged"):
+    with pytest.raises(
+        ValueError, match=rf"{path} has the SHA-256 .* should have {sha256}; it is damaged"
+    ):
         load_dataset(DataConfig("cifar10", data_dir=str(tmp_path), archive_sha256=sha256), SHAPE)
     assert left_over(tmp_path) == []
 
 
 def test_the_real_checksum_is_asked_for_by_default(tmp_path):
     write_archive(tmp_path / "cifar-10-binary.tar.gz")
-    with pytest.raises(ValueError, match="should have c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"):
+    with pytest.raises(
+        ValueError,
+        match="should have c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+    ):
         load_dataset(DataConfig("cifar10", data_dir=str(tmp_path)), SHAPE)
 
 
@@ -119,7 +135,9 @@ def test_an_archive_of_something_else_is_refused(tmp_path):
     path = tmp_path / "other.tar.gz"
     with tarfile.open(path, "w:gz"):
         pass
-    config = DataConfig("cifar10", str(tmp_path), str(path), hashlib.sha256(path.read_bytes()).hexdigest())
+    config = DataConfig(
+        "cifar10", str(tmp_path), str(path), hashlib.sha256(path.read_bytes()).hexdigest()
+    )
     with pytest.raises(ValueError, match="not the CIFAR-10 binary archive"):
         load_dataset(config, SHAPE)
     with pytest.raises(ValueError, match=r"--data.archive .*missing does not exist"):

@@ -6,7 +6,10 @@ from ddim_jax.config import DataConfig
 from ddim_jax.data import load_dataset
 
 
-@pytest.mark.parametrize(("source", "shape", "sizes"), [("digits", (8, 8, 1), (1437, 360)), ("emoji", (32, 32, 3), (3302, 345))])
+@pytest.mark.parametrize(
+    ("source", "shape", "sizes"),
+    [("digits", (8, 8, 1), (1437, 360)), ("emoji", (32, 32, 3), (3302, 345))],
+)
 def test_embedded_sources(source, shape, sizes):
     for split, size in zip(("train", "test"), sizes, strict=True):
         dataset = load_dataset(DataConfig(source), shape, split)
@@ -18,7 +21,9 @@ def test_embedded_sources(source, shape, sizes):
         assert images.max() == 255
         labels = dataset.label(np.arange(size))
         assert set(labels) == set(range(len(dataset.classes)))
-    with pytest.raises(ValueError, match=rf"{source} has images of shape .* use --model.image-size {shape[0]}"):
+    with pytest.raises(
+        ValueError, match=rf"{source} has images of shape .* use --model.image-size {shape[0]}"
+    ):
         load_dataset(DataConfig(source), (16, 16, 3))
 
 
@@ -49,11 +54,18 @@ def test_a_folder_is_resized_and_cropped(folder):
     np.testing.assert_array_equal(images[0], np.full((8, 8, 3), 255))
     np.testing.assert_array_equal(images[1], np.broadcast_to([255, 0, 0], (8, 8, 3)))
     np.testing.assert_allclose(images[2], 128, atol=2)
-    assert load_dataset(DataConfig(f"folder:{folder}"), (8, 8, 1)).read(np.array([0])).shape == (1, 8, 8, 1)
+    assert load_dataset(DataConfig(f"folder:{folder}"), (8, 8, 1)).read(np.array([0])).shape == (
+        1,
+        8,
+        8,
+        1,
+    )
 
 
 def test_the_classes_of_a_folder_are_its_directories(folder):
-    assert load_dataset(DataConfig(f"folder:{folder}"), (8, 8, 3)).classes == ()  # two images lie beside the directory
+    assert (
+        load_dataset(DataConfig(f"folder:{folder}"), (8, 8, 3)).classes == ()
+    )  # two images lie beside the directory
     for name in ("a.PNG", "b.png"):
         (folder / "more").mkdir(exist_ok=True)
         (folder / name).rename(folder / "more" / name)
@@ -66,7 +78,9 @@ def test_the_classes_of_a_folder_are_its_directories(folder):
 def test_a_broken_image_is_named(folder):
     path = folder / "sub" / "c.jpg"
     path.write_bytes(path.read_bytes()[:-80])
-    with pytest.raises(ValueError, match=rf"{path} is not a readable image .*; repair it or remove it"):
+    with pytest.raises(
+        ValueError, match=rf"{path} is not a readable image .*; repair it or remove it"
+    ):
         load_dataset(DataConfig(f"folder:{folder}"), (8, 8, 3))
     path.write_text("nothing")
     with pytest.raises(ValueError, match=rf"{path} is not a readable image"):
@@ -85,4 +99,6 @@ def test_a_broken_image_is_named(folder):
 )
 def test_refusals(source, split, message, tmp_path):
     with pytest.raises(ValueError, match=message.format(tmp=tmp_path)):
-        load_dataset(DataConfig(source.format(tmp=tmp_path), data_dir=str(tmp_path)), (8, 8, 1), split)
+        load_dataset(
+            DataConfig(source.format(tmp=tmp_path), data_dir=str(tmp_path)), (8, 8, 1), split
+        )

@@ -7,7 +7,13 @@ from ddim_jax.data import Dataset, batches
 
 def numbered(size=10):
     """A data set in which image i is the grey value i."""
-    return Dataset("numbers", size, (1, 1, 1), False, lambda indices: np.asarray(indices, np.uint8).reshape(-1, 1, 1, 1))
+    return Dataset(
+        "numbers",
+        size,
+        (1, 1, 1),
+        False,
+        lambda indices: np.asarray(indices, np.uint8).reshape(-1, 1, 1, 1),
+    )
 
 
 def stream(count, **arguments):
@@ -42,7 +48,9 @@ def test_each_process_reads_its_rows_of_the_same_batch():
 
 
 def test_labels_travel_with_their_images():
-    dataset = numbered()._replace(classes=("a", "b"), label=lambda indices: np.asarray(indices, np.int32) % 2)
+    dataset = numbered()._replace(
+        classes=("a", "b"), label=lambda indices: np.asarray(indices, np.int32) % 2
+    )
     for x_0, label in itertools.islice(batches(dataset, 4, seed=0), 5):
         np.testing.assert_array_equal(((x_0 + 1) * 127.5).round().ravel() % 2, label)
     assert next(batches(numbered(), 4, seed=0)).label is None

@@ -32,7 +32,10 @@ def test_encode_is_the_paper_update_with_s_and_t_exchanged(alpha_bar):
 
     def denoise(x, t):
         t = t.reshape(-1, 1)
-        return Prediction(0 * x, 0.7 * jnp.sqrt(1 - jnp.asarray(alpha_bar)[t]) * x + 0.2 * jnp.sin(2 * x + t / 300))
+        return Prediction(
+            0 * x,
+            0.7 * jnp.sqrt(1 - jnp.asarray(alpha_bar)[t]) * x + 0.2 * jnp.sin(2 * x + t / 300),
+        )
 
     x_0 = np.linspace(-1, 1, 6).reshape(2, 3)
     x = x_0

@@ -11,7 +11,11 @@ from ddim_jax import add_noise, epsilon_weights, q_forward, q_marginal, q_revers
 
 
 def log_density(gaussian, x):
-    return -0.5 * ((x - gaussian.mean) / gaussian.std) ** 2 - jnp.log(gaussian.std) - 0.5 * np.log(2 * np.pi)
+    return (
+        -0.5 * ((x - gaussian.mean) / gaussian.std) ** 2
+        - jnp.log(gaussian.std)
+        - 0.5 * np.log(2 * np.pi)
+    )
 
 
 # ᾱ_t < ᾱ_s, and σ² as a share of its range (0, 1 − ᾱ_s]
@@ -28,12 +32,12 @@ def test_forward_and_reverse_are_one_joint_distribution(step, x_0, x_s, x_t):
     sigma = np.sqrt(share * (1 - alpha_bar_s))
     with jax.enable_x64(True):
         x_0, x_s, x_t = (jnp.asarray([value], jnp.float64) for value in (x_0, x_s, x_t))
-        forward = log_density(q_forward(x_s, x_0, alpha_bar_t, alpha_bar_s, sigma), x_t) + log_density(
-            q_marginal(x_0, alpha_bar_s), x_s
-        )
-        reverse = log_density(q_reverse(x_t, x_0, alpha_bar_t, alpha_bar_s, sigma), x_s) + log_density(
-            q_marginal(x_0, alpha_bar_t), x_t
-        )
+        forward = log_density(
+            q_forward(x_s, x_0, alpha_bar_t, alpha_bar_s, sigma), x_t
+        ) + log_density(q_marginal(x_0, alpha_bar_s), x_s)
+        reverse = log_density(
+            q_reverse(x_t, x_0, alpha_bar_t, alpha_bar_s, sigma), x_s
+        ) + log_density(q_marginal(x_0, alpha_bar_t), x_t)
         np.testing.assert_allclose(forward, reverse, rtol=1e-8, atol=1e-8)
 
 
@@ -66,9 +70,12 @@ def test_eta_one_is_ddpm(alpha_bar, float64):
         np.testing.assert_allclose(forward.std**2, beta, rtol=1e-10)
     # The reverse step is DDPM's posterior (arXiv:2006.11239, Eq. 6 and 7).
     mean = (
-        np.sqrt(alpha_bar[s]) * beta / (1 - alpha_bar[t]) * here + np.sqrt(1 - beta) * (1 - alpha_bar[s]) / (1 - alpha_bar[t]) * x
+        np.sqrt(alpha_bar[s]) * beta / (1 - alpha_bar[t]) * here
+        + np.sqrt(1 - beta) * (1 - alpha_bar[s]) / (1 - alpha_bar[t]) * x
     )
-    np.testing.assert_allclose(q_reverse(x, here, alpha_bar[t], alpha_bar[s], sigma).mean, mean, rtol=1e-10)
+    np.testing.assert_allclose(
+        q_reverse(x, here, alpha_bar[t], alpha_bar[s], sigma).mean, mean, rtol=1e-10
+    )
     # With less noise the forward process depends on x_0.
     means = [q_forward(x, x_0, alpha_bar[t], alpha_bar[s], sigma / 2).mean for x_0 in (here, there)]
     assert abs(means[0] - means[1])[0] > 1e-3
@@ -97,20 +104,28 @@ def test_refusals(call, message):
 
 def test_the_root_has_a_finite_gradient_where_it_vanishes():
     def loss(sigma):
-        return q_reverse(jnp.ones(1), jnp.zeros(1), jnp.float32(0.2), jnp.float32(0.75), sigma).mean.sum()
+        return q_reverse(
+            jnp.ones(1), jnp.zeros(1), jnp.float32(0.2), jnp.float32(0.75), sigma
+        ).mean.sum()
 
     assert np.isfinite(jax.grad(jax.jit(loss))(0.5))  # σ² = 1 − ᾱ_s
-    assert float(jax.grad(loss)(0.3)) == pytest.approx(float(loss(0.301) - loss(0.299)) / 0.002, rel=1e-2)
+    assert float(jax.grad(loss)(0.3)) == pytest.approx(
+        float(loss(0.301) - loss(0.299)) / 0.002, rel=1e-2
+    )
 
 
 @settings(max_examples=30, deadline=None)
 @given(steps, numbers, numbers, numbers)
-def test_the_weights_of_the_objective_are_the_kl_of_the_reverse_steps(step, x_0, epsilon, predicted):
+def test_the_weights_of_the_objective_are_the_kl_of_the_reverse_steps(
+    step, x_0, epsilon, predicted
+):
     """Theorem 1: KL(q_σ(x_s | x_t, x_0) ‖ q_σ(x_s | x_t, f_θ(x_t))) = γ (ε_θ − ε)², from the two Gaussians themselves."""
     alpha_bar_t, alpha_bar_s, share = step
     sigma = np.sqrt(share * (1 - alpha_bar_s))
     with jax.enable_x64(True):
-        x_0, epsilon, predicted = (jnp.asarray([value], jnp.float64) for value in (x_0, epsilon, predicted))
+        x_0, epsilon, predicted = (
+            jnp.asarray([value], jnp.float64) for value in (x_0, epsilon, predicted)
+        )
         x_t = add_noise(x_0, epsilon, alpha_bar_t)
         f = (x_t - np.sqrt(1 - alpha_bar_t) * predicted) / np.sqrt(alpha_bar_t)
         true, model = (q_reverse(x_t, x, alpha_bar_t, alpha_bar_s, sigma).mean for x in (x_0, f))
@@ -121,6 +136,10 @@ def test_the_weights_of_the_objective_are_the_kl_of_the_reverse_steps(step, x_0,
 
 def test_the_weights_at_the_last_step_and_of_a_deterministic_one(float64):
     # At s = 0 the means are x_0 and f_θ themselves, with the paper's σ_1.
-    np.testing.assert_allclose(epsilon_weights(0.64, 1.0, 0.1), (0.36 / 0.64) / (2 * 0.01), rtol=1e-12)
+    np.testing.assert_allclose(
+        epsilon_weights(0.64, 1.0, 0.1), (0.36 / 0.64) / (2 * 0.01), rtol=1e-12
+    )
     assert np.isinf(epsilon_weights(0.5, 0.8, 0.0))
-    assert epsilon_weights(np.array([0.2, 0.5]), np.array([0.5, 0.8]), np.array([0.1, 0.1])).shape == (2,)
+    assert epsilon_weights(
+        np.array([0.2, 0.5]), np.array([0.5, 0.8]), np.array([0.1, 0.1])
+    ).shape == (2,)

@@ -8,10 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddim_jax import clip_x0, ddim_step, denoiser, eta, official_timesteps, sigma_hat, step_table, trailing_timesteps
+from ddim_jax import (
+    clip_x0,
+    ddim_step,
+    denoiser,
+    eta,
+    official_timesteps,
+    sigma_hat,
+    step_table,
+    trailing_timesteps,
+)
 
 DATA = np.load(Path(__file__).parent.parent / "reference" / "trajectories.npz")
-CASES = sorted(name for name in DATA.files if name.startswith("official/") and not name.endswith("times"))
+CASES = sorted(
+    name for name in DATA.files if name.startswith("official/") and not name.endswith("times")
+)
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +31,9 @@ def sampler(alpha_bar):
 
     def network(params, x, t):
         t = t.reshape(-1, 1, 1, 1)
-        return 0.8 * jnp.sqrt(1 - jnp.asarray(alpha_bar)[t + 1]) * x + 0.1 * jnp.sin(3 * x + t / 100)
+        return 0.8 * jnp.sqrt(1 - jnp.asarray(alpha_bar)[t + 1]) * x + 0.1 * jnp.sin(
+            3 * x + t / 100
+        )
 
     @functools.cache
     def make(kind, wrap):
@@ -28,7 +41,9 @@ def sampler(alpha_bar):
 
         def step(x_t, inputs):
             row, z = inputs
-            return ddim_step(x_t, denoise(x_t, jnp.broadcast_to(row.t, x_t.shape[:1])), z, row), None
+            return ddim_step(
+                x_t, denoise(x_t, jnp.broadcast_to(row.t, x_t.shape[:1])), z, row
+            ), None
 
         return jax.jit(lambda x_T, table, noise: jax.lax.scan(step, x_T, (table, noise))[0])
 
@@ -54,14 +69,18 @@ def test_official_trajectory(case, sampler, alpha_bar):
     np.testing.assert_array_equal(np.sort(DATA[f"official/{kind}/{S}/times"]), tau - 1)
     schedule = sigma_hat() if value == "hat" else eta(float(value))
     table = step_table(alpha_bar, tau, schedule, allow_repeats=True)
-    x_0 = sampler("epsilon", clip_and_rederive if value == "hat" else plain)(DATA["x_T"], table, DATA["noise"][: len(tau)])
+    x_0 = sampler("epsilon", clip_and_rederive if value == "hat" else plain)(
+        DATA["x_T"], table, DATA["noise"][: len(tau)]
+    )
     error = np.abs(x_0 - DATA[case]).max() / np.abs(DATA[case]).max()
     # The official code computes in float32; with σ̂ it clips and re-derives ε, where a float64 loop differs by 7e-5.
     assert error <= (3e-4 if value == "hat" else 2e-5)
 
 
 KINDS = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
-DIFFUSERS = sorted(name for name in DATA.files if name.startswith("diffusers/") and not name.endswith("times"))
+DIFFUSERS = sorted(
+    name for name in DATA.files if name.startswith("diffusers/") and not name.endswith("times")
+)
 
 
 def test_there_are_diffusers_cases():
@@ -75,7 +94,9 @@ def test_diffusers_trajectory(case, sampler, alpha_bar):
     if spacing == "trailing":
         np.testing.assert_array_equal(trailing_timesteps(1000, int(S)), times)
     table = step_table(alpha_bar, times, eta(float(value)))
-    x_0 = sampler(KINDS[kind], clip_x0 if clip == "clip" else plain)(DATA["x_T"], table, DATA["noise"][: len(times)])
+    x_0 = sampler(KINDS[kind], clip_x0 if clip == "clip" else plain)(
+        DATA["x_T"], table, DATA["noise"][: len(times)]
+    )
     scale = np.abs(DATA[case]).max()
     # Read as x_0, the network's η = 1 images at S = 50 are small (0.036). There the step to t = 1 decides: the argument of its
     # √(1 − ᾱ_s − σ²) is small beside 1 − ᾱ_s = 1e-4, which a float32 table holds to 3e-8, and the images are 5e-6 off.

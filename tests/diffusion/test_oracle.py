@@ -50,8 +50,12 @@ def test_gaussian_oracle_against_the_joint_covariance(gaussian, alpha_bar, float
         a = alpha_bar[t[i]]
         of_x_t = a * covariance + (1 - a) * np.eye(4)
         residual = np.linalg.solve(of_x_t, x[i].ravel() - np.sqrt(a) * mean)
-        np.testing.assert_allclose(prediction.x_0[i].ravel(), mean + np.sqrt(a) * covariance @ residual, atol=1e-9)
-        np.testing.assert_allclose(np.sqrt(a) * prediction.x_0[i] + np.sqrt(1 - a) * prediction.epsilon[i], x[i], atol=1e-9)
+        np.testing.assert_allclose(
+            prediction.x_0[i].ravel(), mean + np.sqrt(a) * covariance @ residual, atol=1e-9
+        )
+        np.testing.assert_allclose(
+            np.sqrt(a) * prediction.x_0[i] + np.sqrt(1 - a) * prediction.epsilon[i], x[i], atol=1e-9
+        )
 
 
 @pytest.mark.parametrize("std", [0.3, [0.1, 0.5, 0.0]])
@@ -60,14 +64,23 @@ def test_mixture_oracle_against_numerical_integration(std, alpha_bar, float64):
     denoise = mixture_oracle(5 * weights, means[:, None], std, alpha_bar)
     deviations = np.maximum(np.broadcast_to(std, 3), 1e-3)
     grid = np.linspace(-4, 4, 400_001)
-    density = sum(w * scipy.stats.norm.pdf(grid, m, s) for w, m, s in zip(weights, means, deviations, strict=True))
+    density = sum(
+        w * scipy.stats.norm.pdf(grid, m, s)
+        for w, m, s in zip(weights, means, deviations, strict=True)
+    )
     for t, x in [(300, -0.4), (300, 1.2), (900, 0.3)]:
-        posterior = density * scipy.stats.norm.pdf(x, np.sqrt(alpha_bar[t]) * grid, np.sqrt(1 - alpha_bar[t]))
-        expected = scipy.integrate.trapezoid(posterior * grid, grid) / scipy.integrate.trapezoid(posterior, grid)
+        posterior = density * scipy.stats.norm.pdf(
+            x, np.sqrt(alpha_bar[t]) * grid, np.sqrt(1 - alpha_bar[t])
+        )
+        expected = scipy.integrate.trapezoid(posterior * grid, grid) / scipy.integrate.trapezoid(
+            posterior, grid
+        )
         prediction = denoise(jnp.full((1, 1), x), jnp.array([t]))
         assert float(prediction.x_0[0, 0]) == pytest.approx(expected, abs=2e-5)
         a = alpha_bar[t]
-        assert float(np.sqrt(a) * prediction.x_0[0, 0] + np.sqrt(1 - a) * prediction.epsilon[0, 0]) == pytest.approx(x)
+        assert float(
+            np.sqrt(a) * prediction.x_0[0, 0] + np.sqrt(1 - a) * prediction.epsilon[0, 0]
+        ) == pytest.approx(x)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 7, 10, 64])
@@ -77,8 +90,12 @@ def test_empirical_oracle_against_a_float64_softmax_in_any_chunks(chunk_size, al
     denoise = jax.jit(empirical_oracle(data, alpha_bar, chunk_size=chunk_size))
     for t in (1, 50, 500, 1000):
         a = alpha_bar[t]
-        x = (np.sqrt(a) * data[:3] + np.sqrt(1 - a) * rng.normal(size=(3, 4, 4, 1))).astype(np.float32)
-        log_r = -np.sum((x[:, None].astype(float) - np.sqrt(a) * data[None]) ** 2, axis=(2, 3, 4)) / (2 * (1 - a))
+        x = (np.sqrt(a) * data[:3] + np.sqrt(1 - a) * rng.normal(size=(3, 4, 4, 1))).astype(
+            np.float32
+        )
+        log_r = -np.sum(
+            (x[:, None].astype(float) - np.sqrt(a) * data[None]) ** 2, axis=(2, 3, 4)
+        ) / (2 * (1 - a))
         expected = np.einsum("bn,nhwc->bhwc", scipy.special.softmax(log_r, axis=1), data)
         np.testing.assert_allclose(denoise(x, jnp.full(3, t)).x_0, expected, atol=3e-4)
 
@@ -87,10 +104,14 @@ def test_empirical_oracle_is_a_mixture_of_points_and_samples_its_data(alpha_bar)
     data = np.random.default_rng(0).uniform(-1, 1, (30, 4, 4, 1)).astype(np.float32)
     x, t = jax.random.normal(jax.random.key(0), (2, 4, 4, 1)), jnp.array([600, 900])
     points = mixture_oracle(np.ones(30), data, 0.0, alpha_bar)(x, t)
-    np.testing.assert_allclose(empirical_oracle(data, alpha_bar, chunk_size=8)(x, t).x_0, points.x_0, atol=1e-4)
+    np.testing.assert_allclose(
+        empirical_oracle(data, alpha_bar, chunk_size=8)(x, t).x_0, points.x_0, atol=1e-4
+    )
     table = step_table(alpha_bar, trailing_timesteps(1000, 250), eta(0.0))
     keys = image_keys(0, range(16))
-    images = jax.jit(lambda x: sample(empirical_oracle(data, alpha_bar), x, table, keys))(initial_noise(keys, (4, 4, 1)))
+    images = jax.jit(lambda x: sample(empirical_oracle(data, alpha_bar), x, table, keys))(
+        initial_noise(keys, (4, 4, 1))
+    )
     nearest = np.abs(np.asarray(images)[:, None] - data[None]).max(axis=(2, 3, 4)).min(axis=1)
     assert np.mean(nearest < 0.02) > 0.9
 
@@ -112,7 +133,14 @@ def dense_recursion(mean, covariance, alpha_bar, table):
 
 def grid(alpha_bar):
     tau = quadratic_timesteps(1000, 10)
-    families = [eta(0.0), eta(0.5), ddpm(), sigma_hat(), final_noise(eta(0.2), 0.1), custom(0.0, 0.02)]
+    families = [
+        eta(0.0),
+        eta(0.5),
+        ddpm(),
+        sigma_hat(),
+        final_noise(eta(0.2), 0.1),
+        custom(0.0, 0.02),
+    ]
     return [step_table(alpha_bar, tau, family) for family in families]
 
 
@@ -123,9 +151,13 @@ def test_propagated_moments_against_a_dense_recursion(gaussian, alpha_bar):
         assert moments.mean.dtype == moments.covariance.dtype == np.float64
         np.testing.assert_allclose(moments.mean, m, atol=1e-10)
         np.testing.assert_allclose(moments.covariance, p, atol=1e-10)
-    padded = stack_tables([grid(alpha_bar)[0], step_table(alpha_bar, uniform_timesteps(1000, 12), eta(0.0))])
+    padded = stack_tables(
+        [grid(alpha_bar)[0], step_table(alpha_bar, uniform_timesteps(1000, 12), eta(0.0))]
+    )
     first = propagate_gaussian(*gaussian, alpha_bar, jax.tree.map(lambda leaf: leaf[0], padded))
-    np.testing.assert_array_equal(first.mean, propagate_gaussian(*gaussian, alpha_bar, grid(alpha_bar)[0]).mean)
+    np.testing.assert_array_equal(
+        first.mean, propagate_gaussian(*gaussian, alpha_bar, grid(alpha_bar)[0]).mean
+    )
 
 
 def test_sampled_moments_match_the_exact_ones_within_monte_carlo_error(gaussian, alpha_bar):
@@ -134,12 +166,18 @@ def test_sampled_moments_match_the_exact_ones_within_monte_carlo_error(gaussian,
     keys = image_keys(0, range(count))
     tables = grid(alpha_bar)
     denoise = gaussian_oracle(mean, covariance, alpha_bar)
-    x = jax.jit(lambda x_T, tables: sample_many(denoise, x_T, tables, keys))(initial_noise(keys, (2, 2, 1)), stack_tables(tables))
-    for images, table in zip(np.asarray(x, np.float64).reshape(len(tables), count, 4), tables, strict=True):
+    x = jax.jit(lambda x_T, tables: sample_many(denoise, x_T, tables, keys))(
+        initial_noise(keys, (2, 2, 1)), stack_tables(tables)
+    )
+    for images, table in zip(
+        np.asarray(x, np.float64).reshape(len(tables), count, 4), tables, strict=True
+    ):
         exact = propagate_gaussian(mean, covariance, alpha_bar, table)
         variance = np.diag(exact.covariance)
         assert np.all(np.abs(images.mean(0) - exact.mean) < 5 * np.sqrt(variance / count) + 1e-5)
-        error = np.sqrt((exact.covariance**2 + np.outer(variance, variance)) / count)  # of a sample covariance
+        error = np.sqrt(
+            (exact.covariance**2 + np.outer(variance, variance)) / count
+        )  # of a sample covariance
         assert np.all(np.abs(np.cov(images.T) - exact.covariance) < 5 * error + 1e-5)
 
 
@@ -151,7 +189,9 @@ def test_the_covariance_error_falls_with_S_and_grows_with_eta(timesteps, alpha_b
     etas, counts = [0.0, 0.2, 0.5, 0.8, 1.0], [2, 3, 5, 10, 20, 50, 100, 200]
 
     def covariance_part(S, value):
-        moments = propagate_gaussian(mean, covariance, alpha_bar, step_table(alpha_bar, timesteps(1000, S), eta(value)))
+        moments = propagate_gaussian(
+            mean, covariance, alpha_bar, step_table(alpha_bar, timesteps(1000, S), eta(value))
+        )
         return wasserstein2_gaussian(*moments, mean, covariance)[1]
 
     parts = np.array([[covariance_part(S, value) for value in etas] for S in counts])
@@ -161,10 +201,15 @@ def test_the_covariance_error_falls_with_S_and_grows_with_eta(timesteps, alpha_b
 
 def test_wasserstein_against_a_general_matrix_square_root():
     rng = np.random.default_rng(0)
-    (a, b), (mean_a, mean_b) = (m @ m.T for m in rng.normal(size=(2, 4, 4))), rng.normal(size=(2, 4))
+    (a, b), (mean_a, mean_b) = (
+        (m @ m.T for m in rng.normal(size=(2, 4, 4))),
+        rng.normal(size=(2, 4)),
+    )
     of_means, of_covariances = wasserstein2_gaussian(mean_a, a, mean_b, b)
     assert of_means == pytest.approx(np.sum((mean_a - mean_b) ** 2))
-    assert of_covariances == pytest.approx(np.trace(a + b - 2 * scipy.linalg.sqrtm(a @ b).real), rel=1e-9)
+    assert of_covariances == pytest.approx(
+        np.trace(a + b - 2 * scipy.linalg.sqrtm(a @ b).real), rel=1e-9
+    )
     assert wasserstein2_gaussian(mean_a, a, mean_a, a) == pytest.approx((0, 0), abs=1e-6)
 
 
@@ -174,7 +219,12 @@ def test_kl_against_numerical_integration_and_its_invariances():
     one = scipy.integrate.trapezoid(p.pdf(grid) * (p.logpdf(grid) - q.logpdf(grid)), grid)
     assert kl_gaussian([0.4], [[1.69]], [-1.0], [[4.0]]) == pytest.approx(one, rel=1e-7)
     other = kl_gaussian([0.0], [[0.5]], [0.2], [[0.7]])
-    together = [np.array([0.4, 0.0]), np.diag([1.69, 0.5]), np.array([-1.0, 0.2]), np.diag([4.0, 0.7])]
+    together = [
+        np.array([0.4, 0.0]),
+        np.diag([1.69, 0.5]),
+        np.array([-1.0, 0.2]),
+        np.diag([4.0, 0.7]),
+    ]
     assert kl_gaussian(*together) == pytest.approx(one + other, rel=1e-9)  # independent parts add
     m = np.array([[2.0, 1.0], [0.3, 1.0]])  # and a change of coordinates changes nothing
     moved = [m @ value if value.ndim == 1 else m @ value @ m.T for value in together]
@@ -185,13 +235,22 @@ def test_kl_against_numerical_integration_and_its_invariances():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: gaussian_oracle([0.0], np.eye(2), [1.0, 0.5]), r"covariance has shape \(2, 2\) for a mean of 1"),
+        (
+            lambda: gaussian_oracle([0.0], np.eye(2), [1.0, 0.5]),
+            r"covariance has shape \(2, 2\) for a mean of 1",
+        ),
         (lambda: gaussian_oracle([0.0, 0.0], np.diag([1.0, -1.0]), [1.0, 0.5]), "smallest is -1"),
-        (lambda: gaussian_oracle([0.0, 0.0], np.array([[1.0, 0.5], [0.0, 1.0]]), [1.0, 0.5]), "symmetric"),
+        (
+            lambda: gaussian_oracle([0.0, 0.0], np.array([[1.0, 0.5], [0.0, 1.0]]), [1.0, 0.5]),
+            "symmetric",
+        ),
         (lambda: mixture_oracle([1.0, 0.0], np.zeros((2, 1)), 0.1, [1.0, 0.5]), "weights"),
         (lambda: mixture_oracle([1.0], np.zeros((1, 1)), -0.1, [1.0, 0.5]), "std"),
         (lambda: empirical_oracle(np.zeros((0, 2), np.float32), [1.0, 0.5]), "data has 0 images"),
-        (lambda: wasserstein2_gaussian([0.0], [[1.0]], [0.0, 0.0], np.eye(2)), "1 and 2 dimensions"),
+        (
+            lambda: wasserstein2_gaussian([0.0], [[1.0]], [0.0, 0.0], np.eye(2)),
+            "1 and 2 dimensions",
+        ),
         (lambda: kl_gaussian([0.0], [[1.0]], [0.0, 0.0], np.eye(2)), "1 and 2 dimensions"),
     ],
 )

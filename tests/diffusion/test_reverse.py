@@ -39,7 +39,9 @@ def test_repeats_of_the_official_sequences_are_inactive(alpha_bar):
 
 def test_a_step_against_scalar_arithmetic():
     row = StepTable(t=2, alpha_bar_t=0.5, alpha_bar_s=0.64, sigma=0.36, noise=0.5, active=True)
-    x_s = ddim_step(jnp.array([9.0]), Prediction(jnp.array([10.0]), jnp.array([1.0])), jnp.array([2.0]), row)
+    x_s = ddim_step(
+        jnp.array([9.0]), Prediction(jnp.array([10.0]), jnp.array([1.0])), jnp.array([2.0]), row
+    )
     assert x_s[0] == pytest.approx(0.8 * 10 + np.sqrt(0.36 - 0.1296) + 1.0, rel=1e-6)
     mean = ddim_step(jnp.array([9.0]), Prediction(jnp.array([10.0]), jnp.array([1.0])), None, row)
     assert x_s[0] - mean[0] == pytest.approx(0.5 * 2.0, rel=1e-6)

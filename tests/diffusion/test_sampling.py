@@ -32,19 +32,25 @@ def run(alpha_bar):
 
     def network(params, x, t):
         t = t.reshape(-1, 1, 1, 1)
-        return 0.7 * jnp.sqrt(1 - jnp.asarray(alpha_bar)[t + 1]) * x + 0.2 * jnp.sin(2 * x + (t + 1) / 300)
+        return 0.7 * jnp.sqrt(1 - jnp.asarray(alpha_bar)[t + 1]) * x + 0.2 * jnp.sin(
+            2 * x + (t + 1) / 300
+        )
 
     @jax.jit
     def run(table, keys):
         traces.append(None)
-        return sample_path(denoiser(network, None, alpha_bar), initial_noise(keys, SHAPE), table, keys)
+        return sample_path(
+            denoiser(network, None, alpha_bar), initial_noise(keys, SHAPE), table, keys
+        )
 
     return run, traces
 
 
 def paper(alpha_bar, tau, sigma, noise, keys):
     """Eq. 12 as a loop in float64; arrays in sampling order."""
-    normal = lambda key, t: np.asarray(jax.random.normal(jax.random.fold_in(key, t), SHAPE), np.float64)  # noqa: E731
+    normal = lambda key, t: np.asarray(
+        jax.random.normal(jax.random.fold_in(key, t), SHAPE), np.float64
+    )  # noqa: E731
     x = np.stack([normal(key, 0) for key in keys])
     path = []
     for i, t in enumerate(tau[::-1]):
@@ -102,16 +108,25 @@ def test_sample_is_the_end_of_the_path(alpha_bar):
     x_0, path = sample_path(*arguments)
     np.testing.assert_allclose(sample(*arguments), x_0, rtol=1e-6)
     np.testing.assert_array_equal(path.x[0], initial_noise(keys, SHAPE))
-    np.testing.assert_allclose(path.x_0[-1], x_0, rtol=1e-5)  # the last step is noiseless: it returns x̂_0
+    np.testing.assert_allclose(
+        path.x_0[-1], x_0, rtol=1e-5
+    )  # the last step is noiseless: it returns x̂_0
 
 
 def test_inactive_rows_change_nothing_and_call_no_noise(alpha_bar):
     keys = image_keys(0, [4, 5])
     table = step_table(alpha_bar, uniform_timesteps(1000, 5), eta(1.0))
-    arguments = (denoiser(lambda params, x, t: 0.5 * x, None, alpha_bar), initial_noise(keys, SHAPE))
-    padded = jax.tree.map(lambda leaf: np.concatenate([leaf[:2], leaf[:1], leaf[2:], leaf[:1]]), table)
+    arguments = (
+        denoiser(lambda params, x, t: 0.5 * x, None, alpha_bar),
+        initial_noise(keys, SHAPE),
+    )
+    padded = jax.tree.map(
+        lambda leaf: np.concatenate([leaf[:2], leaf[:1], leaf[2:], leaf[:1]]), table
+    )
     padded = padded._replace(active=np.array([1, 1, 0, 1, 1, 1, 0], bool))
-    np.testing.assert_allclose(sample(*arguments, padded, keys), sample(*arguments, table, keys), rtol=1e-6)
+    np.testing.assert_allclose(
+        sample(*arguments, padded, keys), sample(*arguments, table, keys), rtol=1e-6
+    )
 
 
 def test_the_noise_of_an_image_is_its_own(alpha_bar):
@@ -120,12 +135,16 @@ def test_the_noise_of_an_image_is_its_own(alpha_bar):
     for indices in (range(36, 43), range(42, 106), range(0, 64)):
         batch = np.asarray(jax.jit(lambda keys: initial_noise(keys, SHAPE))(image_keys(9, indices)))
         np.testing.assert_array_equal(batch[list(indices).index(42)], alone)
-    traced = jax.jit(lambda indices: initial_noise(image_keys(9, indices), SHAPE))(jnp.arange(40, 45))
+    traced = jax.jit(lambda indices: initial_noise(image_keys(9, indices), SHAPE))(
+        jnp.arange(40, 45)
+    )
     np.testing.assert_array_equal(traced[2], alone)
     for devices in (1, 2, 8):
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",))
         split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-        batch = jax.jit(lambda keys: initial_noise(keys, SHAPE), in_shardings=split)(image_keys(9, range(40, 56)))
+        batch = jax.jit(lambda keys: initial_noise(keys, SHAPE), in_shardings=split)(
+            image_keys(9, range(40, 56))
+        )
         assert len(batch.sharding.device_set) == devices
         np.testing.assert_array_equal(np.asarray(batch)[2], alone)
 
@@ -153,7 +172,16 @@ def test_gradients_through_the_sampler(alpha_bar):
 
     @jax.jit
     def loss(sigma, noise):
-        return jnp.mean(jnp.square(sample(denoise, initial_noise(keys, SHAPE), table._replace(sigma=sigma, noise=noise), keys)))
+        return jnp.mean(
+            jnp.square(
+                sample(
+                    denoise,
+                    initial_noise(keys, SHAPE),
+                    table._replace(sigma=sigma, noise=noise),
+                    keys,
+                )
+            )
+        )
 
     sigma, noise = jnp.asarray(table.sigma, jnp.float32), jnp.asarray(table.noise, jnp.float32)
     gradients = jax.grad(loss, argnums=(0, 1))(sigma, noise)
@@ -179,7 +207,12 @@ def test_gradients_through_the_sampler(alpha_bar):
             lambda table: sample(len, jnp.ones((3, 2)), table, image_keys(0, [0])),
             r"keys have shape \(1,\) for x_T of shape \(3, 2\)",
         ),
-        (lambda table: sample(len, jnp.ones((1, 2)), table._replace(noise=np.zeros(3)), image_keys(0, [0])), "leaves"),
+        (
+            lambda table: sample(
+                len, jnp.ones((1, 2)), table._replace(noise=np.zeros(3)), image_keys(0, [0])
+            ),
+            "leaves",
+        ),
     ],
 )
 def test_refusals(call, message, alpha_bar):

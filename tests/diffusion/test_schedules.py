@@ -22,7 +22,9 @@ def test_linear_betas_and_alpha_bar_agree_with_exact_arithmetic():
     for i in range(1000):
         beta = Decimal("0.0001") + (Decimal("0.02") - Decimal("0.0001")) * i / 999
         exact.append(exact[-1] * (1 - beta))
-    np.testing.assert_allclose(alpha_bars(linear_betas(1000)), [float(value) for value in exact], rtol=1e-13)
+    np.testing.assert_allclose(
+        alpha_bars(linear_betas(1000)), [float(value) for value in exact], rtol=1e-13
+    )
 
 
 def test_alpha_bar_of_the_paper():
@@ -31,7 +33,9 @@ def test_alpha_bar_of_the_paper():
     assert alpha_bar.dtype == np.float64
     assert alpha_bar[0] == 1
     assert np.all(np.diff(alpha_bar) < 0)
-    assert alpha_bar[1000] == pytest.approx(4.0358e-5, rel=1e-4)  # the value that DDPM's authors report
+    assert alpha_bar[1000] == pytest.approx(
+        4.0358e-5, rel=1e-4
+    )  # the value that DDPM's authors report
 
 
 def test_cosine_alpha_bar_is_a_squared_cosine():
@@ -45,7 +49,9 @@ def test_the_other_schedules_of_the_official_code():
     root = np.sqrt(quadratic_betas(1000, 1e-4, 0.02))
     np.testing.assert_allclose(np.diff(root), (np.sqrt(0.02) - np.sqrt(1e-4)) / 999, rtol=1e-9)
     assert quadratic_betas()[[0, -1]] == pytest.approx([1e-4, 0.02])
-    np.testing.assert_allclose(sigmoid_betas(7, 1e-4, 0.02), 1e-4 + 0.0199 * scipy.special.expit([-6, -4, -2, 0, 2, 4, 6]))
+    np.testing.assert_allclose(
+        sigmoid_betas(7, 1e-4, 0.02), 1e-4 + 0.0199 * scipy.special.expit([-6, -4, -2, 0, 2, 4, 6])
+    )
     np.testing.assert_array_equal(constant_betas(5, 0.1), np.full(5, 0.1))
     np.testing.assert_allclose(alpha_bars(jsd_betas(1000)), 1 - np.arange(1001) / 1000, atol=1e-12)
     assert alpha_bars(jsd_betas(1000))[-1] == 0

@@ -51,7 +51,9 @@ def test_eta_is_linear_and_its_two_deviations_are_one(steps):
         sigma, noise = eta(value)(steps)
         np.testing.assert_allclose(sigma, value * one.sigma)
         np.testing.assert_array_equal(sigma, noise)
-    np.testing.assert_allclose(eta([0.0, 1.0, 0.5, 0.3])(steps).sigma, np.array([0.0, 1.0, 0.5, 0.3]) * one.sigma)
+    np.testing.assert_allclose(
+        eta([0.0, 1.0, 0.5, 0.3])(steps).sigma, np.array([0.0, 1.0, 0.5, 0.3]) * one.sigma
+    )
 
 
 def test_sigma_hat_has_a_noise_that_does_not_fit_under_the_root(steps, alpha_bar):
@@ -60,7 +62,9 @@ def test_sigma_hat_has_a_noise_that_does_not_fit_under_the_root(steps, alpha_bar
     assert noise[3] == 0  # as in the official code
     # The chain x_s → x_t of DDPM: var(x_t | x_0) = a² var(x_s | x_0) + σ̂²
     a2 = steps.alpha_bar_t / steps.alpha_bar_s
-    np.testing.assert_allclose(a2[:3] * (1 - steps.alpha_bar_s[:3]) + noise[:3] ** 2, 1 - steps.alpha_bar_t[:3], rtol=1e-12)
+    np.testing.assert_allclose(
+        a2[:3] * (1 - steps.alpha_bar_s[:3]) + noise[:3] ** 2, 1 - steps.alpha_bar_t[:3], rtol=1e-12
+    )
     tau = uniform_timesteps(1000, 10)
     table = step_table(alpha_bar, tau, sigma_hat())
     assert np.sum(table.noise**2 > 1 - table.alpha_bar_s) == 3  # the reason for two numbers
@@ -87,12 +91,18 @@ def test_combinators(steps):
     np.testing.assert_array_equal(noise, [*base.noise[:3], 0.3])
 
 
-SCHEDULES = st.sampled_from([linear_betas(), cosine_betas(), quadratic_betas(), jsd_betas(999)[:-1]]).map(alpha_bars)
+SCHEDULES = st.sampled_from(
+    [linear_betas(), cosine_betas(), quadratic_betas(), jsd_betas(999)[:-1]]
+).map(alpha_bars)
 FAMILIES = st.one_of(
     st.floats(0, 1).map(lambda value: eta(value)),
     st.tuples(st.floats(0, 1), st.floats(0, 1)).map(lambda v: scaled(eta(v[0]), v[1])),
-    st.tuples(st.integers(1, 500), st.integers(0, 400)).map(lambda v: on_interval(ddpm(), v[0], v[0] + v[1])),
-    st.floats(0, 0.999).map(lambda share: lambda steps: custom(np.sqrt(share * (1 - steps.alpha_bar_s)))(steps)),
+    st.tuples(st.integers(1, 500), st.integers(0, 400)).map(
+        lambda v: on_interval(ddpm(), v[0], v[0] + v[1])
+    ),
+    st.floats(0, 0.999).map(
+        lambda share: lambda steps: custom(np.sqrt(share * (1 - steps.alpha_bar_s)))(steps)
+    ),
 )
 TIMES = st.lists(st.integers(1, 998), min_size=1, max_size=6, unique=True).map(sorted)
 
@@ -120,12 +130,18 @@ def test_the_marginals_are_kept_by_those_that_promise_it(alpha_bar, tau, family,
                 mean, variance = variance_after(row, x_0)
                 np.testing.assert_allclose(mean, np.sqrt(row.alpha_bar_s) * x_0, atol=1e-9)
                 last, surplus = i == len(tau) - 1, 0.0
-                if schedule is not family and not last and schedule.__qualname__.startswith("sigma_hat"):
+                if (
+                    schedule is not family
+                    and not last
+                    and schedule.__qualname__.startswith("sigma_hat")
+                ):
                     # β̃ = β (1 − ᾱ_s)/(1 − ᾱ_t) in the mean and β as the noise
                     surplus = beside[i] * (1 - (1 - row.alpha_bar_s) / (1 - row.alpha_bar_t))
                 if last and schedule.__qualname__.startswith("final_noise"):
                     surplus = sigma_1**2
-                np.testing.assert_allclose(variance, 1 - row.alpha_bar_s + surplus, rtol=1e-7, atol=1e-9)
+                np.testing.assert_allclose(
+                    variance, 1 - row.alpha_bar_s + surplus, rtol=1e-7, atol=1e-9
+                )
 
 
 def test_analytic_is_the_conditional_variance_of_gaussian_data(alpha_bar, float64):
@@ -140,20 +156,28 @@ def test_analytic_is_the_conditional_variance_of_gaussian_data(alpha_bar, float6
         for i in range(7):
             row = jax.tree.map(lambda leaf, i=i: leaf[i], table)
             x = jnp.ones((1,))
-            slope = jax.jacobian(lambda x_0: q_reverse(x, x_0, row.alpha_bar_t, row.alpha_bar_s, row.sigma).mean)(x)[0, 0]  # noqa: B023
+            slope = jax.jacobian(
+                lambda x_0: q_reverse(x, x_0, row.alpha_bar_t, row.alpha_bar_s, row.sigma).mean
+            )(x)[0, 0]  # noqa: B023
             posterior = 1 / (1 / data_variance + row.alpha_bar_t / (1 - row.alpha_bar_t))
-            assert row.noise**2 == pytest.approx(float(row.sigma**2 + slope**2 * posterior), rel=1e-9)
+            assert row.noise**2 == pytest.approx(
+                float(row.sigma**2 + slope**2 * posterior), rel=1e-9
+            )
         assert table.noise[-1] == 0
 
 
 def test_the_power_of_the_noise_is_estimated(alpha_bar):
     denoise = gaussian_oracle(np.full(4, 0.5), np.diag([0.1, 0.5, 1.0, 2.0]), alpha_bar)
     rng = np.random.default_rng(0)
-    x_0 = (0.5 + rng.normal(size=(20_000, 2, 2, 1)) * np.sqrt([0.1, 0.5, 1.0, 2.0]).reshape(2, 2, 1)).astype(np.float32)
+    x_0 = (
+        0.5 + rng.normal(size=(20_000, 2, 2, 1)) * np.sqrt([0.1, 0.5, 1.0, 2.0]).reshape(2, 2, 1)
+    ).astype(np.float32)
     times = [1, 300, 900]
     power = estimate_epsilon_power(jax.jit(denoise), x_0, alpha_bar, times, jax.random.key(0))
     for t in times:
-        exact = np.mean((1 - alpha_bar[t]) / (alpha_bar[t] * np.array([0.1, 0.5, 1.0, 2.0]) + 1 - alpha_bar[t]))
+        exact = np.mean(
+            (1 - alpha_bar[t]) / (alpha_bar[t] * np.array([0.1, 0.5, 1.0, 2.0]) + 1 - alpha_bar[t])
+        )
         assert power[t] == pytest.approx(exact, rel=0.03)
     assert np.isnan(power).sum() == 998
     step_table(alpha_bar, times, analytic(ddpm(), power))

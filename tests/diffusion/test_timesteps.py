@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 
-from ddim_jax import linspace_timesteps, official_timesteps, quadratic_timesteps, trailing_timesteps, uniform_timesteps
+from ddim_jax import (
+    linspace_timesteps,
+    official_timesteps,
+    quadratic_timesteps,
+    trailing_timesteps,
+    uniform_timesteps,
+)
 
 SEQUENCES = [uniform_timesteps, quadratic_timesteps, trailing_timesteps, linspace_timesteps]
 
@@ -23,7 +29,11 @@ def test_ours_are_the_official_ones_where_those_are_sound():
     for S in range(1, 1001):
         for ours, kind in [(uniform_timesteps, "uniform"), (quadratic_timesteps, "quadratic")]:
             official = official_timesteps(1000, S, kind)
-            sound = len(official) == S and np.all(np.diff(official) > 0) and (kind != "uniform" or 1000 % S == 0)
+            sound = (
+                len(official) == S
+                and np.all(np.diff(official) > 0)
+                and (kind != "uniform" or 1000 % S == 0)
+            )
             if sound:
                 np.testing.assert_array_equal(ours(1000, S), official)
 
@@ -41,14 +51,29 @@ def test_trailing_and_linspace_end_at_T_in_equal_steps():
 def test_official_sequences_have_their_known_faults():
     # 0-based, as the official code writes them
     assert (official_timesteps(1000, 10, "uniform") - 1).tolist() == list(range(0, 1000, 100))
-    assert (official_timesteps(1000, 10, "quad") - 1).tolist() == [0, 9, 39, 88, 158, 246, 355, 483, 632, 800]
+    assert (official_timesteps(1000, 10, "quad") - 1).tolist() == [
+        0,
+        9,
+        39,
+        88,
+        158,
+        246,
+        355,
+        483,
+        632,
+        800,
+    ]
     assert sum(len(official_timesteps(1000, S, "uniform")) != S for S in range(1, 1001)) == 984
     assert len(official_timesteps(1000, 30, "uniform")) == 31
-    repeats = {S: S - len(set(official_timesteps(1000, S, "quadratic").tolist())) for S in (10, 100, 1000)}
+    repeats = {
+        S: S - len(set(official_timesteps(1000, S, "quadratic").tolist())) for S in (10, 100, 1000)
+    }
     assert repeats == {10: 0, 100: 4, 1000: 312}
 
 
-@pytest.mark.parametrize("timesteps", [*SEQUENCES, lambda T, S: official_timesteps(T, S, "uniform")])
+@pytest.mark.parametrize(
+    "timesteps", [*SEQUENCES, lambda T, S: official_timesteps(T, S, "uniform")]
+)
 @pytest.mark.parametrize("S", [0, -1, 1001])
 def test_refuses_more_steps_than_there_are(timesteps, S):
     with pytest.raises(ValueError, match=f"S is {S} reverse steps; choose 1 to T = 1000"):

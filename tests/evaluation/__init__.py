@@ -17,11 +17,19 @@ def write_odd_run(out):
     config = tiny_config(presets()["digits"], out)
     config = replace(
         config,
-        diffusion=replace(config.diffusion, num_steps=20, schedule="cosine", prediction="v", zero_terminal_snr=True),
+        diffusion=replace(
+            config.diffusion,
+            num_steps=20,
+            schedule="cosine",
+            prediction="v",
+            zero_terminal_snr=True,
+        ),
         model=replace(config.model, num_classes=10),
     )
     params = jax.tree.map(
-        lambda leaf: np.asarray(leaf + 0.05 * np.sin(np.arange(leaf.size, dtype=np.float32)).reshape(leaf.shape)),
+        lambda leaf: np.asarray(
+            leaf + 0.05 * np.sin(np.arange(leaf.size, dtype=np.float32)).reshape(leaf.shape)
+        ),
         build_unet(config.model, 0)[1],
     )
     with checkpoints(out, keep=1) as manager:

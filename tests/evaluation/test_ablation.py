@@ -43,14 +43,20 @@ def test_sigma_from_files_and_functions(alpha_bar, tmp_path, monkeypatch):
     sigma, noise = np.linspace(0.1, 0.001, 6), np.linspace(0.2, 0.0, 6)
     sigma[-2:] = 0.005, 0
     np.save(tmp_path / "one.npy", sigma)
-    (tmp_path / "two.csv").write_text("\n".join(f"{a},{b}" for a, b in zip(sigma, noise, strict=True)))
-    (tmp_path / "three.json").write_text(json.dumps({"sigma": sigma.tolist(), "noise": noise.tolist()}))
+    (tmp_path / "two.csv").write_text(
+        "\n".join(f"{a},{b}" for a, b in zip(sigma, noise, strict=True))
+    )
+    (tmp_path / "three.json").write_text(
+        json.dumps({"sigma": sigma.tolist(), "noise": noise.tolist()})
+    )
     (tmp_path / "mine.py").write_text(
         "import numpy as np\nfrom ddim_jax import Sigmas\n"
         "def tenth(steps):\n    s = 0.1 * np.sqrt(1 - steps.alpha_bar_s)\n    return Sigmas(s, s)\n"
         "def wrong(steps):\n    return 1.0\n"
     )
-    flags = GridFlags(sigma=("one.npy", "two.csv", "three.json", "mine:tenth"), timesteps=("uniform",))
+    flags = GridFlags(
+        sigma=("one.npy", "two.csv", "three.json", "mine:tenth"), timesteps=("uniform",)
+    )
     one, two, three, *mine = flags.cells(alpha_bar, (4, 7))
     assert [cell.steps for cell in (one, two, three, *mine)] == [6, 6, 6, 4, 7]
     np.testing.assert_allclose(one.table.sigma, sigma)
@@ -58,7 +64,9 @@ def test_sigma_from_files_and_functions(alpha_bar, tmp_path, monkeypatch):
     for cell in (two, three):
         np.testing.assert_allclose(cell.table.sigma, sigma)
         np.testing.assert_allclose(cell.table.noise, noise)
-    np.testing.assert_allclose(mine[0].table.sigma, 0.1 * np.sqrt(1 - np.asarray(mine[0].table.alpha_bar_s)))
+    np.testing.assert_allclose(
+        mine[0].table.sigma, 0.1 * np.sqrt(1 - np.asarray(mine[0].table.alpha_bar_s))
+    )
 
 
 @pytest.mark.parametrize(
@@ -130,7 +138,10 @@ def test_the_covariance_part_grows_with_eta_and_agrees_with_a_recursion(gaussian
                 slope = np.sqrt(b) * gain + direction * (1 - np.sqrt(a) * gain)
                 offset = (np.sqrt(b) - direction * np.sqrt(a)) * (mu - gain * np.sqrt(a) * mu)
                 m, v = slope * m + offset, slope**2 * v + sigma**2
-            of_mean, of_covariance = np.sum((m - mu) ** 2), np.sum((np.sqrt(v) - np.sqrt(values)) ** 2)
+            of_mean, of_covariance = (
+                np.sum((m - mu) ** 2),
+                np.sum((np.sqrt(v) - np.sqrt(values)) ** 2),
+            )
             found = {name: part["value"] for name, part in exact_parts(gaussian, cell).items()}
             assert found["w2_mean"] == pytest.approx(of_mean, rel=1e-6, abs=1e-9)
             assert found["w2_covariance"] == pytest.approx(of_covariance, rel=1e-6, abs=1e-9)
@@ -143,7 +154,13 @@ def test_the_covariance_part_grows_with_eta_and_agrees_with_a_recursion(gaussian
 
 
 def test_sampled_moments_are_the_exact_ones_and_one_program_draws_the_grid(gaussian):
-    config = AblateConfig(oracle="gaussian", num_images=2048, batch_size=1024, grid=GridFlags(steps=(5, 10)), clip="none")
+    config = AblateConfig(
+        oracle="gaussian",
+        num_images=2048,
+        batch_size=1024,
+        grid=GridFlags(steps=(5, 10)),
+        clip="none",
+    )
     cells = config.grid.cells(gaussian.alpha_bar, config.grid.steps)
     config.directory().mkdir(parents=True)
     from rich.console import Console
@@ -162,8 +179,12 @@ def test_sampled_moments_are_the_exact_ones_and_one_program_draws_the_grid(gauss
         flat = (found.images.reshape(2048, -1) / 127.5 - 1)[:, inside]
         if inside.size:
             variance = np.diag(exact.covariance)[inside]
-            assert np.all(np.abs(flat.mean(0) - exact.mean[inside]) < 4.5 * np.sqrt(variance / 2048) + 1e-3)
-            np.testing.assert_allclose(flat.var(0), variance, rtol=4.5 * np.sqrt(2 / 2048), atol=2e-5)
+            assert np.all(
+                np.abs(flat.mean(0) - exact.mean[inside]) < 4.5 * np.sqrt(variance / 2048) + 1e-3
+            )
+            np.testing.assert_allclose(
+                flat.var(0), variance, rtol=4.5 * np.sqrt(2 / 2048), atol=2e-5
+            )
         assert found.x_0_rms.shape == (cell.steps,)
 
 
@@ -172,17 +193,27 @@ def test_two_grids_share_cells_and_a_change_shares_none(gaussian):
 
     from ddim_jax.evaluation.ablation import _identity
 
-    config = AblateConfig(oracle="gaussian", num_images=8, batch_size=8, grid=GridFlags(eta=(0.0,), steps=(3,)))
+    config = AblateConfig(
+        oracle="gaussian", num_images=8, batch_size=8, grid=GridFlags(eta=(0.0,), steps=(3,))
+    )
     (cell,) = config.grid.cells(gaussian.alpha_bar, (3,))
-    other = replace(config, name="other", num_images=16, grid=GridFlags(eta=(0.0, 1.0), steps=(3, 4)))
-    same = next(some for some in other.grid.cells(gaussian.alpha_bar, (3, 4)) if some.name == cell.name)
+    other = replace(
+        config, name="other", num_images=16, grid=GridFlags(eta=(0.0, 1.0), steps=(3, 4))
+    )
+    same = next(
+        some for some in other.grid.cells(gaussian.alpha_bar, (3, 4)) if some.name == cell.name
+    )
     assert _identity(config, gaussian, cell) == _identity(other, gaussian, same)
     changed = [
         _identity(replace(config, seed=1), gaussian, cell),
         _identity(replace(config, batch_size=4), gaussian, cell),
         _identity(replace(config, clip="x0"), gaussian, cell),
         _identity(config, gaussian._replace(identity="another checkpoint"), cell),
-        _identity(config, gaussian, cell._replace(table=cell.table._replace(noise=np.asarray(cell.table.noise) + 1e-9))),
+        _identity(
+            config,
+            gaussian,
+            cell._replace(table=cell.table._replace(noise=np.asarray(cell.table.noise) + 1e-9)),
+        ),
     ]
     assert len({_identity(config, gaussian, cell), *changed}) == 6
 
@@ -190,11 +221,15 @@ def test_two_grids_share_cells_and_a_change_shares_none(gaussian):
 @pytest.mark.slow
 def test_a_thousand_steps_on_the_digits_themselves_give_digits():
     source = oracle_source("digits")
-    config = AblateConfig(oracle="digits", num_images=24, batch_size=24, grid=GridFlags(eta=(0.0, 1.0), steps=(1000,)))
+    config = AblateConfig(
+        oracle="digits", num_images=24, batch_size=24, grid=GridFlags(eta=(0.0, 1.0), steps=(1000,))
+    )
     from rich.console import Console
 
     with open("log", "w") as log:
-        drawn, _ = draw_cells(config, source, config.grid.cells(source.alpha_bar, (1000,)), Console(file=log))
+        drawn, _ = draw_cells(
+            config, source, config.grid.cells(source.alpha_bar, (1000,)), Console(file=log)
+        )
     known = {np.rint((image + 1) * 127.5).astype(np.uint8).tobytes() for image in source.reference}
     for found in drawn:
         assert sum(image.tobytes() in known for image in found.images) >= 22
@@ -223,13 +258,24 @@ def test_an_interrupted_ablation_ends_as_a_whole_one(tiny_run, command, tmp_path
     assert (status, err) == (0, "")
     assert "1 compilation of the sampler for 6 cells" in out
     report = one / "ablations" / "default"
-    names = {"index.html", "results.json", "results.csv", "table.md", "metrics.png", "steps.png", "drift.png"}
+    names = {
+        "index.html",
+        "results.json",
+        "results.csv",
+        "table.md",
+        "metrics.png",
+        "steps.png",
+        "drift.png",
+    }
     assert {path.name for path in report.iterdir()} == names
     results = json.loads((report / "results.json").read_text())
     assert results["metrics"]["frechet"] == "Fréchet distance, pixels, n=12 against 1,437"
     assert "FID" not in json.dumps(results)
     assert [cell["network_calls"] for cell in results["cells"]] == [2, 3] * 3
-    assert all(cell["metrics"]["frechet"]["low"] <= cell["metrics"]["frechet"]["value"] for cell in results["cells"])
+    assert all(
+        cell["metrics"]["frechet"]["low"] <= cell["metrics"]["frechet"]["value"]
+        for cell in results["cells"]
+    )
 
     # Stopped: some batches are there, one is half-written.
     before = {name: (report / name).read_bytes() for name in names}
@@ -244,13 +290,17 @@ def test_an_interrupted_ablation_ends_as_a_whole_one(tiny_run, command, tmp_path
     assert (status, err) == (0, "")
     assert "9 of 18 batches are there already" in out
     assert all(path.read_bytes() == content for path, content in kept.items())
-    assert without_times(json.loads((report / "results.json").read_text())) == without_times(results)
+    assert without_times(json.loads((report / "results.json").read_text())) == without_times(
+        results
+    )
     for name in ("table.md", "metrics.png", "steps.png", "drift.png"):
         assert (report / name).read_bytes() == before[name]
 
     # A classifier of the same data gives features under their own name.
     assert command("sample", "classifier", one, "--epochs", 1)[0] == 0
-    status, _, err = command("sample", "ablate", one, *ARGUMENTS, "--features", "classifier", "--name", "learned")
+    status, _, err = command(
+        "sample", "ablate", one, *ARGUMENTS, "--features", "classifier", "--name", "learned"
+    )
     assert (status, err) == (0, "")
     learned = json.loads((one / "ablations" / "learned" / "results.json").read_text())
     assert learned["metrics"]["frechet"].startswith("Fréchet distance, classifier, n=12")
@@ -272,7 +322,9 @@ def test_an_interrupted_ablation_ends_as_a_whole_one(tiny_run, command, tmp_path
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence(command, tiny_run, arguments, sentence):
-    status, _, err = command("sample", "ablate", *(argument.format(run=tiny_run) for argument in arguments))
+    status, _, err = command(
+        "sample", "ablate", *(argument.format(run=tiny_run) for argument in arguments)
+    )
     assert status == 1
     assert sentence in err
     assert err.startswith("error: ")

@@ -44,14 +44,32 @@ def drawn(odd_run, command, tmp_path):
     return draw
 
 
-def test_the_ends_of_an_interpolation_are_the_images_of_the_noises(odd_run, command, tmp_path, saved, drawn):
+def test_the_ends_of_an_interpolation_are_the_images_of_the_noises(
+    odd_run, command, tmp_path, saved, drawn
+):
     out = tmp_path / "new" / "x.png"
-    flags = ["--rows", 3, "--columns", 4, "--steps", 5, "--seed", 5, "--batch-size", 8, "--out", out]
+    flags = [
+        "--rows",
+        3,
+        "--columns",
+        4,
+        "--steps",
+        5,
+        "--seed",
+        5,
+        "--batch-size",
+        8,
+        "--out",
+        out,
+    ]
     status, text, err = command("sample", "interpolate", odd_run, *flags)
     assert (status, err) == (0, "")
     assert f"{out}: 3 × 4 images (8, 8, 1) between noises, S=5 uniform, eta=0, seed=5" in text
     (rows, row_labels, column_labels), ends = saved[0], drawn("--steps", 5)
-    assert (row_labels, column_labels) == (["0 to 1", "2 to 3", "4 to 5"], ["0", "0.33", "0.67", "1"])
+    assert (row_labels, column_labels) == (
+        ["0 to 1", "2 to 3", "4 to 5"],
+        ["0", "0.33", "0.67", "1"],
+    )
     assert np.abs(rows[:, 0] - ends[0::2]).max() <= 1
     assert np.abs(rows[:, -1] - ends[1::2]).max() <= 1
     # What lies between is nearer to its own end.
@@ -60,12 +78,18 @@ def test_the_ends_of_an_interpolation_are_the_images_of_the_noises(odd_run, comm
     assert out.exists()
 
 
-def test_a_trajectory_goes_from_noise_to_the_image_of_generate(odd_run, command, tmp_path, saved, drawn):
+def test_a_trajectory_goes_from_noise_to_the_image_of_generate(
+    odd_run, command, tmp_path, saved, drawn
+):
     out = tmp_path / "x.png"
     flags = ["--steps", 12, "--sigma", "hat", "--timesteps", "trailing"]
-    status, text, err = command("sample", "trajectory", odd_run, "--num-images", 3, "--seed", 5, "--out", out, *flags)
+    status, text, err = command(
+        "sample", "trajectory", odd_run, "--num-images", 3, "--seed", 5, "--out", out, *flags
+    )
     assert (status, err) == (0, "")
-    assert re.search(r"x.png and .*x.gif \(13 frames, x_t above x̂_0\): 3 images \(8, 8, 1\), S=12", text)
+    assert re.search(
+        r"x.png and .*x.gif \(13 frames, x_t above x̂_0\): 3 images \(8, 8, 1\), S=12", text
+    )
     (rows, row_labels, column_labels), images = saved[0], drawn(*flags)[:3]
     assert (rows.shape, row_labels) == ((6, 10, 8, 8, 1), ["$x_t$", r"$\hat{x}_0$"] * 3)
     assert column_labels[-1] == "t = 0"
@@ -90,7 +114,9 @@ def test_a_picture_of_rows_holds_the_pixels_magnified_by_a_whole_factor(channels
         pixels = np.asarray(image.convert("RGB"))[-102:, -252:]
     assert np.all(pixels[[0, 1, 50, 51, 100, 101]] == 255)
     tiles = pixels[2:, 2:].reshape(2, 50, 5, 50, 3)[:, :48, :, :48].transpose(0, 2, 1, 3, 4)
-    np.testing.assert_array_equal(tiles, np.broadcast_to(rows.repeat(6, 2).repeat(6, 3), tiles.shape))
+    np.testing.assert_array_equal(
+        tiles, np.broadcast_to(rows.repeat(6, 2).repeat(6, 3), tiles.shape)
+    )
 
 
 def test_up_to_so_many_steps_are_shown_and_both_ends_are_among_them():
@@ -105,20 +131,32 @@ MISTAKES = [
     ("interpolate", ["{run}", "--columns", "1"], "--columns is 1; it must be 2 or more"),
     ("interpolate", ["{run}", "--steps", "1001"], "S is 1001 reverse steps; choose 1 to T = 20"),
     ("interpolate", ["{run}", "--out", "{tmp}/x.gif"], "x.gif; its name must end in .png"),
-    ("interpolate", ["{run}", "--steps", "5", "--out", "{tmp}/file/x.png"], "cannot be made (File exists)"),
+    (
+        "interpolate",
+        ["{run}", "--steps", "5", "--out", "{tmp}/file/x.png"],
+        "cannot be made (File exists)",
+    ),
     ("trajectory", ["{run}", "--num-images", "0"], "--num-images is 0; it must be 1 or more"),
     ("trajectory", ["{run}", "--eta", "-1"], "eta is -1; it must be ≥ 0"),
-    ("trajectory", ["{run}", "--sigma", "hat", "--eta", "1"], "--eta is 1, which --sigma hat does not use"),
+    (
+        "trajectory",
+        ["{run}", "--sigma", "hat", "--eta", "1"],
+        "--eta is 1, which --sigma hat does not use",
+    ),
     ("trajectory", ["{run}", "--out", "{tmp}/x"], "x; its name must end in .png"),
     ("trajectory", ["{tmp}/nowhere"], "nowhere does not exist"),
 ]
 
 
 @pytest.mark.parametrize(("name", "arguments", "sentence"), MISTAKES)
-def test_a_mistake_is_one_sentence_and_writes_nothing(name, arguments, sentence, odd_run, command, tmp_path):
+def test_a_mistake_is_one_sentence_and_writes_nothing(
+    name, arguments, sentence, odd_run, command, tmp_path
+):
     (tmp_path / "file").write_text("")
     before = sorted(tmp_path.rglob("*"))
-    status, out, err = command("sample", name, *(argument.format(run=odd_run, tmp=tmp_path) for argument in arguments))
+    status, out, err = command(
+        "sample", name, *(argument.format(run=odd_run, tmp=tmp_path) for argument in arguments)
+    )
     assert (status, out) == (1, "")
     assert re.fullmatch(rf"error: .*{re.escape(sentence)}.*\n", err), err
     assert sorted(tmp_path.rglob("*")) == before

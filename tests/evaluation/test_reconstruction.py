@@ -32,7 +32,9 @@ from tests.evaluation import write_odd_run
 def test_a_round_trip_is_the_papers_two_loops(alpha_bar, float64):
     """Against two loops in float64, for one image, three S in one stack and a function that is no oracle."""
     steps = (3, 10, 7)
-    tables = stack_tables([step_table(alpha_bar, uniform_timesteps(1000, S), eta(0.0)) for S in steps])
+    tables = stack_tables(
+        [step_table(alpha_bar, uniform_timesteps(1000, S), eta(0.0)) for S in steps]
+    )
 
     def epsilon(xp, x, t):
         return 0.7 * xp.sqrt(1 - xp.asarray(alpha_bar)[t]) * x + 0.2 * xp.sin(2 * x + t * (1 / 300))
@@ -63,7 +65,9 @@ def test_the_error_falls_as_one_over_s_and_is_twice_that_of_one_way(float64):
     """Equation (1), and the derivation beside it, on the optimal denoiser of a Gaussian of full rank."""
     steps = (125, 250, 500, 1000, 2000)
     alpha_bar = alpha_bars(linear_betas(4000, 1e-4 / 4, 0.02 / 4))
-    tables = stack_tables([step_table(alpha_bar, trailing_timesteps(4000, S), eta(0.0)) for S in steps])
+    tables = stack_tables(
+        [step_table(alpha_bar, trailing_timesteps(4000, S), eta(0.0)) for S in steps]
+    )
     mean, variances = np.array([0.3, -0.2, 0.1]), np.array([0.2, 0.6, 1.5])
     denoise = gaussian_oracle(mean, np.diag(variances), alpha_bar)
     x_0 = mean + np.sqrt(variances) * np.random.default_rng(0).normal(size=(8, 3))
@@ -103,7 +107,9 @@ def odd_run(tmp_path_factory):
     return write_odd_run(tmp_path_factory.mktemp("runs") / "odd")
 
 
-def test_reconstruct_writes_a_table_its_numbers_and_a_picture(tiny_run, command, tmp_path, monkeypatch):
+def test_reconstruct_writes_a_table_its_numbers_and_a_picture(
+    tiny_run, command, tmp_path, monkeypatch
+):
     programs, jit = [], LoadedRun.jit
 
     def spy(run, function):
@@ -112,10 +118,25 @@ def test_reconstruct_writes_a_table_its_numbers_and_a_picture(tiny_run, command,
 
     monkeypatch.setattr(LoadedRun, "jit", spy)
     out = tmp_path / "out"
-    flags = ["--steps", 10, 3, 2, "--num-images", 12, "--batch-size", 8, "--timesteps", "trailing", "--out", out]
+    flags = [
+        "--steps",
+        10,
+        3,
+        2,
+        "--num-images",
+        12,
+        "--batch-size",
+        8,
+        "--timesteps",
+        "trailing",
+        "--out",
+        out,
+    ]
     status, text, err = command("sample", "reconstruct", tiny_run, *flags)
     assert (status, err) == (0, "")
-    assert [program._cache_size() for program in programs] == [1]  # three S and two batches: one program
+    assert [program._cache_size() for program in programs] == [
+        1
+    ]  # three S and two batches: one program
     report = json.loads((out / "results.json").read_text())
     assert [result["steps"] for result in report["results"]] == [10, 3, 2]
     assert all(0 < result["margin"] < result["mse"] for result in report["results"])
@@ -126,7 +147,9 @@ def test_reconstruct_writes_a_table_its_numbers_and_a_picture(tiny_run, command,
     assert report["seconds"] > 0
     table = (out / "table.md").read_text()
     assert table in text
-    assert re.search(r"\| 10 \| [\d.]+ \| ± [\d.]+ \| 0.014 \|\n\| 3 \| [\d.]+ \| ± [\d.]+ \|  \|\n", table)
+    assert re.search(
+        r"\| 10 \| [\d.]+ \| ± [\d.]+ \| 0.014 \|\n\| 3 \| [\d.]+ \| ± [\d.]+ \|  \|\n", table
+    )
     assert "12 images of digits (test split)" in table
     with Image.open(out / "reconstructions.png") as picture:
         assert picture.height == 4 * 50 + 2
@@ -154,7 +177,9 @@ def test_a_batch_is_filled_up_and_what_filled_it_is_left_out():
 
 def test_a_model_of_v_with_classes_and_few_steps_takes_its_defaults(odd_run, command):
     """x_T at ᾱ_T = 0 is no obstacle, and the S are those of the paper that T = 20 allows."""
-    status, _, err = command("sample", "reconstruct", odd_run, "--num-images", 4, "--timesteps", "trailing")
+    status, _, err = command(
+        "sample", "reconstruct", odd_run, "--num-images", 4, "--timesteps", "trailing"
+    )
     assert (status, err) == (0, "")
     results = json.loads((odd_run / "reconstruction" / "results.json").read_text())["results"]
     assert [result["steps"] for result in results] == [S for S in CIFAR10 if S <= 20]
@@ -166,7 +191,16 @@ def test_a_folder_gives_its_train_split_and_that_is_said(odd_run, command, tmp_p
     pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8), np.uint8)
     for i, image in enumerate(pixels):
         Image.fromarray(image).save(tmp_path / "images" / f"{i}.png")
-    flags = ["--source", f"folder:{tmp_path / 'images'}", "--num-images", 4, "--timesteps", "trailing", "--out", tmp_path]
+    flags = [
+        "--source",
+        f"folder:{tmp_path / 'images'}",
+        "--num-images",
+        4,
+        "--timesteps",
+        "trailing",
+        "--out",
+        tmp_path,
+    ]
     status, text, err = command("sample", "reconstruct", odd_run, *flags)
     assert (status, err) == (0, "")
     assert "3 images of" in text
@@ -181,14 +215,19 @@ MISTAKES = [
     (["{run}", "--seed", "-1"], "--seed is -1"),
     (["{run}", "--checkpoint", "2000"], "the checkpoint asked for is 2000"),
     (["{run}", "--source", "cat"], "--data.source is cat; it must be digits, emoji"),
-    (["{run}", "--source", "emoji"], "emoji has images of shape (32, 32, 3), the model takes (8, 8, 1)"),
+    (
+        ["{run}", "--source", "emoji"],
+        "emoji has images of shape (32, 32, 3), the model takes (8, 8, 1)",
+    ),
     (["{run}", "--out", "{tmp}/file"], "cannot be made (File exists); choose another place"),
     (["{tmp}/nowhere"], "nowhere does not exist"),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), MISTAKES)
-def test_a_mistake_is_one_sentence_and_writes_nothing(arguments, sentence, odd_run, command, tmp_path):
+def test_a_mistake_is_one_sentence_and_writes_nothing(
+    arguments, sentence, odd_run, command, tmp_path
+):
     (tmp_path / "file").write_text("")
     before = sorted(tmp_path.rglob("*")), sorted(odd_run.rglob("*"))
     arguments = [argument.format(run=odd_run, tmp=tmp_path) for argument in arguments]

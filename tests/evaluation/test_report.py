@@ -47,7 +47,11 @@ def example(sigmas=SIGMAS, kinds=("quadratic",), steps=(5, 10, 20, 50), images=6
                                  "noise": [*size[:-1].tolist(), 0.0]},
                     "x0_rms": (0.75 + 0.2 * (1 + level) * np.linspace(1, 0, S) ** 2).tolist(),
                 })  # fmt: skip
-                sprites[name] = np.clip(digits + noise * 90 * (level + 0.3) / np.sqrt(S), 0, 255).round().astype(np.uint8)
+                sprites[name] = (
+                    np.clip(digits + noise * 90 * (level + 0.3) / np.sqrt(S), 0, 255)
+                    .round()
+                    .astype(np.uint8)
+                )
     baseline = f"eta=0 {kinds[0]} S={max(steps)}"
     next(cell for cell in cells if cell["id"] == baseline).pop("difference")
     results = {
@@ -62,7 +66,9 @@ def example(sigmas=SIGMAS, kinds=("quadratic",), steps=(5, 10, 20, 50), images=6
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     """(results, sprites, the directory of their report)."""
-    results, sprites = example(steps=(5, 10), sigmas={"eta=0": 0.0, "eta=1": 1.0, "sigma-hat": 1.6}, images=10)
+    results, sprites = example(
+        steps=(5, 10), sigmas={"eta=0": 0.0, "eta=1": 1.0, "sigma-hat": 1.6}, images=10
+    )
     directory = tmp_path_factory.mktemp("report") / "ablations" / "new"
     write_report(results, sprites, directory)
     return results, sprites, directory
@@ -70,7 +76,9 @@ def report(tmp_path_factory):
 
 def page_data(directory):
     text = (directory / "index.html").read_text("utf-8")
-    return json.loads(text.split('<script type="application/json" id="data">')[1].split("</script>")[0])
+    return json.loads(
+        text.split('<script type="application/json" id="data">')[1].split("</script>")[0]
+    )
 
 
 def test_json_and_csv_hold_every_number(report):
@@ -82,7 +90,10 @@ def test_json_and_csv_hold_every_number(report):
     for row, cell in zip(rows, results["cells"], strict=True):
         assert (row["sigma"], row["timesteps"], int(row["steps"]), int(row["n"])) == (
             cell["sigma"], cell["timesteps"], cell["steps"], 512)  # fmt: skip
-        assert (float(row["seconds"]), int(row["network_calls"])) == (cell["seconds"], cell["network_calls"])
+        assert (float(row["seconds"]), int(row["network_calls"])) == (
+            cell["seconds"],
+            cell["network_calls"],
+        )
         for key in METRICS:
             for end, column in (("value", key), ("low", f"{key}_low"), ("high", f"{key}_high")):
                 assert row[column] == str(cell["metrics"][key].get(end, ""))
@@ -93,11 +104,15 @@ def test_the_table_has_the_papers_layout(report):
     lines = (directory / "table.md").read_text("utf-8").splitlines()
     at = lines.index("## Fréchet distance, pixels, n=512, quadratic τ (smaller is better)")
     assert lines[at + 2] == "|  | S=5 | S=10 |"
-    rows = [[text.strip() for text in line.strip("|").split("|")] for line in lines[at + 4 : at + 7]]
+    rows = [
+        [text.strip() for text in line.strip("|").split("|")] for line in lines[at + 4 : at + 7]
+    ]
     assert [row[0] for row in rows] == ["eta=0", "eta=1", "sigma-hat"]
     estimate = results["cells"][3]["metrics"]["frechet"]
     shown = [float(text.strip("[],")) for text in rows[1][2].split()]
-    np.testing.assert_allclose(shown, [estimate["value"], estimate["low"], estimate["high"]], rtol=5e-4)
+    np.testing.assert_allclose(
+        shown, [estimate["value"], estimate["low"], estimate["high"]], rtol=5e-4
+    )
     assert "## Recall, pixels, k=3, quadratic τ (larger is better)" in lines
 
 
@@ -118,17 +133,31 @@ def test_the_papers_numbers_stand_where_they_apply_only(report):
 def test_the_same_input_gives_the_same_bytes(report, tmp_path):
     results, sprites, directory = report
     write_report(results, dict(reversed(sprites.items())), tmp_path)
-    names = {"results.json", "results.csv", "table.md", "metrics.png", "steps.png", "drift.png", "index.html"}
+    names = {
+        "results.json",
+        "results.csv",
+        "table.md",
+        "metrics.png",
+        "steps.png",
+        "drift.png",
+        "index.html",
+    }
     assert {file.name for file in tmp_path.iterdir()} == names  # no temporary file is left either
     for name in names:
         assert (tmp_path / name).read_bytes() == (directory / name).read_bytes(), name
-        assert not name.endswith(".png") or Image.open(BytesIO((tmp_path / name).read_bytes())).info.keys() <= {"dpi"}
+        assert not name.endswith(".png") or Image.open(
+            BytesIO((tmp_path / name).read_bytes())
+        ).info.keys() <= {"dpi"}
 
 
 def test_the_page_says_what_differs_from_the_baseline(report):
     results, sprites, directory = report
     data = page_data(directory)
-    verdicts = {(name, key): shown["verdict"] for name, cell in data["cells"].items() for key, shown in cell["metrics"].items()}
+    verdicts = {
+        (name, key): shown["verdict"]
+        for name, cell in data["cells"].items()
+        for key, shown in cell["metrics"].items()
+    }
     assert verdicts["eta=0 quadratic S=10", "frechet"] == "baseline"
     for cell in results["cells"]:
         for key, gap in cell.get("difference", {}).items():
@@ -136,7 +165,9 @@ def test_the_page_says_what_differs_from_the_baseline(report):
             better, worse = (larger, smaller) if key == "recall" else (smaller, larger)
             assert verdicts[cell["id"], key] == ("better" if better else "worse" if worse else "")
     for name, images in sprites.items():
-        sheet = np.asarray(Image.open(BytesIO(b64decode(data["cells"][name]["sprite"].split(",")[1]))))
+        sheet = np.asarray(
+            Image.open(BytesIO(b64decode(data["cells"][name]["sprite"].split(",")[1])))
+        )
         np.testing.assert_array_equal(sheet.reshape(images.shape), images)
 
 
@@ -166,7 +197,9 @@ def test_missing_and_infinite_numbers_are_shown_as_such(unfinished):
 
 def test_before_the_first_number_there_is_a_report_already(tmp_path):
     results, _ = example(sigmas={"eta=0": 0.0}, steps=(5,), images=1)
-    results["cells"] = [{key: results["cells"][0][key] for key in ("id", "sigma", "timesteps", "steps")}]
+    results["cells"] = [
+        {key: results["cells"][0][key] for key in ("id", "sigma", "timesteps", "steps")}
+    ]
     write_report({**results, "metrics": {}}, {}, tmp_path)
     data = page_data(tmp_path)
     assert (data["shape"], data["paper"]["rows"]) == ([0, 0, 0], [])  # the paper has no S=5
@@ -233,7 +266,9 @@ class Page:
 
     def pixels(self, selector):
         """The canvas as uint8 (H, W, 4)."""
-        uri = self.driver.execute_script("return document.querySelector(arguments[0]).toDataURL()", selector)
+        uri = self.driver.execute_script(
+            "return document.querySelector(arguments[0]).toDataURL()", selector
+        )
         return np.asarray(Image.open(BytesIO(b64decode(uri.split(",")[1]))).convert("RGBA"))
 
     def sheet(self, side, shape):
@@ -249,17 +284,30 @@ class Page:
         for side, name in (("left", left), ("right", right)):
             assert self.find(f"#{side} canvas").get_attribute("data-cell") == name
             np.testing.assert_array_equal(self.sheet(side, sprites[name].shape), sprites[name])
-            np.testing.assert_array_equal(self.pixels(f"#big-{side}")[..., : sprites[name].shape[3]], sprites[name][image])
+            np.testing.assert_array_equal(
+                self.pixels(f"#big-{side}")[..., : sprites[name].shape[3]], sprites[name][image]
+            )
         difference = np.abs(sprites[cell or left][image].astype(int) - sprites[right][image])
-        np.testing.assert_array_equal(self.pixels("#big-difference")[..., : difference.shape[2]], difference)
-        assert self.find("#difference").text == f"Of 255 levels: {difference.mean():.1f} on average, {difference.max()} at most."
+        np.testing.assert_array_equal(
+            self.pixels("#big-difference")[..., : difference.shape[2]], difference
+        )
+        assert (
+            self.find("#difference").text
+            == f"Of 255 levels: {difference.mean():.1f} on average, {difference.max()} at most."
+        )
         assert self.find("#detail-title").text == f"Image {image}"
 
     def check_quiet(self):
         """That nothing was logged to the console, and nothing but the page and data URIs was asked for."""
         assert self.driver.get_log("browser") == []
-        events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        urls = {event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"}
+        events = [
+            json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")
+        ]
+        urls = {
+            event["params"]["request"]["url"]
+            for event in events
+            if event["method"] == "Network.requestWillBeSent"
+        }
         assert {url.split(":")[0] for url in urls} <= {"file", "data"}
         assert len([url for url in urls if url.startswith("file:")]) == 1
 
@@ -306,7 +354,9 @@ def test_the_page_by_mouse_and_by_keyboard(browser, report):
 
 def test_names_cannot_break_the_page(browser, tmp_path):
     evil = "</script><script>document.title='broken'</script><b>&\"'{{data}} | $x_"
-    results, sprites = example(sigmas={"eta=0": 0.0, evil: 1.0}, kinds=("<i>kind",), steps=(5,), images=2)
+    results, sprites = example(
+        sigmas={"eta=0": 0.0, evil: 1.0}, kinds=("<i>kind",), steps=(5,), images=2
+    )
     results |= {"name": evil, "settings": {evil: evil}, "metrics": {"frechet": evil}}
     write_report(results, sprites, tmp_path)
     page, cell = Page(browser, tmp_path), f"{evil} <i>kind S=5"

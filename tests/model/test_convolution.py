@@ -62,7 +62,9 @@ def test_after_upsampling_is_a_convolution_of_the_repeated_image(channels, convo
     x, kernel = numbers(0, 2, 4, 3, channels[0]), numbers(1, 3, 3, *channels)
 
     def theirs(x, kernel):
-        return jax.lax.conv_general_dilated(x.repeat(2, 1).repeat(2, 2), kernel, (1, 1), "SAME", **OPTIONS)
+        return jax.lax.conv_general_dilated(
+            x.repeat(2, 1).repeat(2, 2), kernel, (1, 1), "SAME", **OPTIONS
+        )
 
     def ours(x, kernel):
         return after_upsampling(convolve)(x, kernel, (1, 1), "SAME", **OPTIONS)
@@ -72,14 +74,26 @@ def test_after_upsampling_is_a_convolution_of_the_repeated_image(channels, convo
 
 
 def test_bfloat16_is_not_transformed():
-    x, kernel = numbers(0, 1, 4, 4, 64).astype("bfloat16"), numbers(1, 3, 3, 64, 64).astype("bfloat16")
+    x, kernel = (
+        numbers(0, 1, 4, 4, 64).astype("bfloat16"),
+        numbers(1, 3, 3, 64, 64).astype("bfloat16"),
+    )
     assert "conv_general_dilated" in str(
         jax.make_jaxpr(partial(convolution, strides=(1, 1), padding="SAME", **OPTIONS))(x, kernel)
     )
 
 
 def test_elsewhere_than_on_cpus_it_is_lax(monkeypatch):
-    config = UNetConfig(8, 1, channels=64, multipliers=(1, 1), blocks=1, attention_resolutions=(), groups=8, zero_init=False)
+    config = UNetConfig(
+        8,
+        1,
+        channels=64,
+        multipliers=(1, 1),
+        blocks=1,
+        attention_resolutions=(),
+        groups=8,
+        zero_init=False,
+    )
     x, t = numbers(0, 2, 8, 8, 1), jnp.array([3, 500])
 
     def of(backend):
@@ -96,7 +110,16 @@ def test_elsewhere_than_on_cpus_it_is_lax(monkeypatch):
 
 
 def test_the_network_has_derivatives_of_every_kind():
-    config = UNetConfig(8, 1, channels=8, multipliers=(1, 1), blocks=1, attention_resolutions=(), groups=2, zero_init=False)
+    config = UNetConfig(
+        8,
+        1,
+        channels=8,
+        multipliers=(1, 1),
+        blocks=1,
+        attention_resolutions=(),
+        groups=2,
+        zero_init=False,
+    )
     apply, params = build_unet(config, 0)
     x, t, v = numbers(0, 1, 8, 8, 1), jnp.array([9]), numbers(1, 1, 8, 8, 1)
     forward = jax.jit(lambda x, v: jax.jvp(lambda x: apply(params, x, t), (x,), (v,))[1])(x, v)

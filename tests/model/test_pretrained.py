@@ -21,15 +21,23 @@ from ddim_jax.model.torch_file import read_torch_file
 from tests.model.torch_writer import Tensor, fake_torch, write_legacy, write_zip
 
 REFERENCE = Path(__file__).parent.parent / "reference"
-OFFICIAL, DIFFUSERS = (np.load(REFERENCE / f"unet_{layout}_layout.npz") for layout in ("ddpm", "diffusers"))
-CONFIG = UNetConfig(16, 3, channels=32, multipliers=(1, 2), blocks=1, attention_resolutions=(8,), groups=8)
+OFFICIAL, DIFFUSERS = (
+    np.load(REFERENCE / f"unet_{layout}_layout.npz") for layout in ("ddpm", "diffusers")
+)
+CONFIG = UNetConfig(
+    16, 3, channels=32, multipliers=(1, 2), blocks=1, attention_resolutions=(8,), groups=8
+)
 HINTS = {"image_size": 16, "groups": 8}  # what an official file does not tell
 
 pytestmark = pytest.mark.usefixtures("optimised")
 
 
 def weights(reference):
-    return {name.removeprefix("weights/"): reference[name] for name in reference.files if name.startswith("weights/")}
+    return {
+        name.removeprefix("weights/"): reference[name]
+        for name in reference.files
+        if name.startswith("weights/")
+    }
 
 
 @pytest.fixture
@@ -78,17 +86,26 @@ def test_an_official_state_dict_in_every_container(tmp_path, torch, epsilon):
         "param_groups": [{"lr": 2e-4, "betas": (0.9, 0.999)}],
     }
     write_zip(tmp_path / "d.pth", [model, optimizer, 3, 790000, dict(tensors)], torch)
-    write_zip(tmp_path / "e.pth", [OrderedDict((f"module.{n}", w) for n, w in tensors.items()), optimizer, 3, 790000], torch)
+    write_zip(
+        tmp_path / "e.pth",
+        [OrderedDict((f"module.{n}", w) for n, w in tensors.items()), optimizer, 3, 790000],
+        torch,
+    )
     for name in ("a.safetensors", "b.ckpt", "c.ckpt", "d.pth", "e.pth"):
         config, params = load_pretrained(tmp_path / name, **HINTS)
         assert config == CONFIG
         assert np.abs(epsilon(params, OFFICIAL) - OFFICIAL["epsilon"]).max() < 2e-5
 
 
-def test_a_diffusers_folder_in_every_container_with_old_and_new_attention_names(tmp_path, torch, epsilon):
+def test_a_diffusers_folder_in_every_container_with_old_and_new_attention_names(
+    tmp_path, torch, epsilon
+):
     new = weights(DIFFUSERS)
     old = {
-        name.replace("to_q", "query").replace("to_k", "key").replace("to_v", "value").replace("to_out.0", "proj_attn"): tensor
+        name.replace("to_q", "query")
+        .replace("to_k", "key")
+        .replace("to_v", "value")
+        .replace("to_out.0", "proj_attn"): tensor
         for name, tensor in new.items()
     }
     assert len(set(old) - set(new)) == 8 * 4
@@ -106,16 +123,26 @@ def test_a_diffusers_folder_in_every_container_with_old_and_new_attention_names(
 
 def test_half_precision_and_shared_or_transposed_storages(tmp_path, torch):
     tensors = weights(OFFICIAL)
-    save_file({name: tensor.astype(np.float16) for name, tensor in tensors.items()}, tmp_path / "half.safetensors")
+    save_file(
+        {name: tensor.astype(np.float16) for name, tensor in tensors.items()},
+        tmp_path / "half.safetensors",
+    )
     _, half = load_pretrained(tmp_path / "half.safetensors", **HINTS)
     assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {np.dtype("float32")}
-    np.testing.assert_array_equal(half["temb"]["dense"][0]["kernel"], tensors["temb.dense.0.weight"].T.astype(np.float16))
+    np.testing.assert_array_equal(
+        half["temb"]["dense"][0]["kernel"], tensors["temb.dense.0.weight"].T.astype(np.float16)
+    )
     brain = {name: tensor.astype(ml_dtypes.bfloat16) for name, tensor in tensors.items()}
     save_file(brain, tmp_path / "brain.safetensors")
     _, params = load_pretrained(tmp_path / "brain.safetensors", **HINTS)
-    np.testing.assert_array_equal(params["norm_out"]["scale"], brain["norm_out.weight"].astype(np.float32))
+    np.testing.assert_array_equal(
+        params["norm_out"]["scale"], brain["norm_out.weight"].astype(np.float32)
+    )
     numbers = np.arange(24, dtype=np.float32)
-    content = {"a": Tensor(numbers[:6].reshape(2, 3), numbers, offset=4, stride=(1, 2)), "b": Tensor(numbers, numbers)}
+    content = {
+        "a": Tensor(numbers[:6].reshape(2, 3), numbers, offset=4, stride=(1, 2)),
+        "b": Tensor(numbers, numbers),
+    }
     write_zip(tmp_path / "views.pt", content, torch)
     views = read_torch_file(tmp_path / "views.pt")
     np.testing.assert_array_equal(views["a"], [[4, 6, 8], [5, 7, 9]])
@@ -127,7 +154,13 @@ def test_half_precision_and_shared_or_transposed_storages(tmp_path, torch):
 
 @pytest.mark.parametrize("num_classes", [0, 3])
 def test_a_round_trip_is_bit_for_bit(tmp_path, num_classes):
-    config = replace(CONFIG, num_classes=num_classes, dropout=0.25, multipliers=(1, 2, 3), attention_resolutions=(16, 4))
+    config = replace(
+        CONFIG,
+        num_classes=num_classes,
+        dropout=0.25,
+        multipliers=(1, 2, 3),
+        attention_resolutions=(16, 4),
+    )
     shapes = jax.eval_shape(lambda: build_unet(config, 0)[1])
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
@@ -138,7 +171,10 @@ def test_a_round_trip_is_bit_for_bit(tmp_path, num_classes):
     equal(params, loaded)
     assert schedule_of_diffusers(tmp_path / "out") == diffusion
     save_diffusers(tmp_path / "twice", again, loaded)
-    one, two = (load_file(tmp_path / name / "diffusion_pytorch_model.safetensors") for name in ("out", "twice"))
+    one, two = (
+        load_file(tmp_path / name / "diffusion_pytorch_model.safetensors")
+        for name in ("out", "twice")
+    )
     assert one.keys() == two.keys()
     assert all(one[name].tobytes() == two[name].tobytes() for name in one)
 
@@ -167,9 +203,14 @@ def test_missing_extra_and_misshapen_tensors_by_name(tmp_path, layout):
 
     with pytest.raises(ValueError, match=rf"lacks the tensor {name}\."):
         load({other: tensor for other, tensor in whole.items() if other != name})
-    with pytest.raises(ValueError, match=r"has, beyond what this network takes, the tensor extra\.weight and 1 more\."):
+    with pytest.raises(
+        ValueError,
+        match=r"has, beyond what this network takes, the tensor extra\.weight and 1 more\.",
+    ):
         load(whole | {"extra.weight": np.zeros(2, np.float32), "other": np.zeros(2, np.float32)})
-    with pytest.raises(ValueError, match=rf"has {name} in the shape \(64, 63.*which this network has as \(64, 64"):
+    with pytest.raises(
+        ValueError, match=rf"has {name} in the shape \(64, 63.*which this network has as \(64, 64"
+    ):
         load(whole | {name: whole[name][:, :63]})
     with pytest.raises(ValueError, match=rf"has {name} as int32"):
         load(whole | {name: whole[name].astype(np.int32)})
@@ -187,14 +228,23 @@ class Evil:
 
 def test_nothing_in_a_file_is_ever_run(tmp_path, torch):
     target = tmp_path / "was_run"
-    write_zip(tmp_path / "zip.pt", {"conv_in.weight": np.zeros(2, np.float32), "x": Evil(target)}, torch)
-    write_legacy(tmp_path / "legacy.pt", {"conv_in.weight": np.zeros(2, np.float32), "x": Evil(target)}, torch)
+    write_zip(
+        tmp_path / "zip.pt", {"conv_in.weight": np.zeros(2, np.float32), "x": Evil(target)}, torch
+    )
+    write_legacy(
+        tmp_path / "legacy.pt",
+        {"conv_in.weight": np.zeros(2, np.float32), "x": Evil(target)},
+        torch,
+    )
     (tmp_path / "bare.pt").write_bytes(pickle.dumps(Evil(target)))
-    (tmp_path / "magic.pt").write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C) + pickle.dumps(Evil(target)))
+    (tmp_path / "magic.pt").write_bytes(
+        pickle.dumps(0x1950A86A20F9469CFC6C) + pickle.dumps(Evil(target))
+    )
     diffusers_folder(tmp_path / "folder", {"x": Evil(target)}, "bin", torch)
     for name in ("zip.pt", "legacy.pt", "bare.pt", "magic.pt", "folder"):
         with pytest.raises(
-            ValueError, match=r"it names posix\.system, which is no part of a tensor.*nothing in it was run"
+            ValueError,
+            match=r"it names posix\.system, which is no part of a tensor.*nothing in it was run",
         ) as error:
             load_pretrained(tmp_path / name)
         assert "\n" not in str(error.value)
@@ -222,7 +272,9 @@ def test_hostile_programs_are_refused(tmp_path, program):
     with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
         archive.writestr("archive/data.pkl", program)
         archive.writestr("archive/data/0", b"\0" * 16)
-    with pytest.raises(ValueError, match=r"x\.pt (is no PyTorch checkpoint|holds a \w+, not tensors)") as error:
+    with pytest.raises(
+        ValueError, match=r"x\.pt (is no PyTorch checkpoint|holds a \w+, not tensors)"
+    ) as error:
         load_pretrained(tmp_path / "x.pt")
     assert "\n" not in str(error.value)
 
@@ -245,7 +297,9 @@ def test_damaged_and_foreign_files(tmp_path, torch):
         content = (tmp_path / name).read_bytes()
         for length in (0, 1, 100, len(content) // 2, len(content) - 1):
             (tmp_path / f"cut_{name}").write_bytes(content[:length])
-            with pytest.raises(ValueError, match=rf"cut_{name} (is no PyTorch checkpoint|cannot be read as)") as error:
+            with pytest.raises(
+                ValueError, match=rf"cut_{name} (is no PyTorch checkpoint|cannot be read as)"
+            ) as error:
                 load_pretrained(tmp_path / f"cut_{name}", **HINTS)
             assert "\n" not in str(error.value)
     content = bytearray((tmp_path / "zip").read_bytes())
@@ -266,7 +320,10 @@ def test_damaged_and_foreign_files(tmp_path, torch):
     with pytest.raises(ValueError, match=r"nowhere cannot be read \(No such file or directory\)"):
         load_pretrained(tmp_path / "nowhere")
     write_zip(tmp_path / "names", {"a.weight": np.zeros(3, np.float32)}, torch)
-    with pytest.raises(ValueError, match=r"lacks the convolution conv_in.weight; it is no UNet in the official layout"):
+    with pytest.raises(
+        ValueError,
+        match=r"lacks the convolution conv_in.weight; it is no UNet in the official layout",
+    ):
         load_pretrained(tmp_path / "names")
     save_file(weights(DIFFUSERS), tmp_path / "alone.safetensors")
     with pytest.raises(ValueError, match="has diffusers' names; give the folder"):
@@ -323,16 +380,22 @@ def test_live_full_size_against_diffusers(tmp_path):
     x = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
     with real.no_grad():
         expected = theirs(real.from_numpy(x), real.tensor([3, 900])).sample.numpy()
-    found = jax.jit(unet_apply(config))(params, x.transpose(0, 2, 3, 1), np.array([3, 900], np.int32))
+    found = jax.jit(unet_apply(config))(
+        params, x.transpose(0, 2, 3, 1), np.array([3, 900], np.int32)
+    )
     scale = np.abs(expected).max()
     assert np.abs(np.asarray(found).transpose(0, 3, 1, 2) - expected).max() < 2e-5 * max(scale, 1)
 
     save_diffusers(tmp_path / "ours", config, params, DiffusionConfig())
     again = diffusers.UNet2DModel.from_pretrained(tmp_path / "ours").eval()
-    for (name, one), (other, two) in zip(theirs.state_dict().items(), again.state_dict().items(), strict=True):
+    for (name, one), (other, two) in zip(
+        theirs.state_dict().items(), again.state_dict().items(), strict=True
+    ):
         assert name == other
         assert real.equal(one, two)
-    assert diffusers.DDIMScheduler.from_pretrained(tmp_path / "ours").config.beta_schedule == "linear"
+    assert (
+        diffusers.DDIMScheduler.from_pretrained(tmp_path / "ours").config.beta_schedule == "linear"
+    )
 
     for legacy in (False, True):
         folder = tmp_path / f"legacy_{legacy}"

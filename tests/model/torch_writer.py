@@ -19,7 +19,10 @@ class Tensor:
         self.storage = np.ascontiguousarray(array) if storage is None else storage
         self.size = tuple(array.shape) if size is None else size
         steps = np.ascontiguousarray(array).strides
-        self.offset, self.stride = offset, tuple(n // array.itemsize for n in steps) if stride is None else stride
+        self.offset, self.stride = (
+            offset,
+            tuple(n // array.itemsize for n in steps) if stride is None else stride,
+        )
 
     def __reduce__(self):
         import collections
@@ -97,7 +100,11 @@ def write_zip(path, content, torch, compress=False):
 
 def write_legacy(path, content, torch):
     program, storages = _pickle(tensors(content), torch, legacy=True)
-    system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
+    system = {
+        "protocol_version": 1001,
+        "little_endian": True,
+        "type_sizes": {"short": 2, "int": 4, "long": 4},
+    }
     with open(path, "wb") as file:
         for header in (0x1950A86A20F9469CFC6C, 1001, system):
             pickle.dump(header, file, protocol=2)

@@ -13,7 +13,13 @@ import pytest
 
 from ddim_jax.config import Config
 from ddim_jax.training import initial_state, load_run, make_optimizer
-from ddim_jax.training.checkpoint import checkpoints, latest_step, load_run_config, restore_state, save_checkpoint
+from ddim_jax.training.checkpoint import (
+    checkpoints,
+    latest_step,
+    load_run_config,
+    restore_state,
+    save_checkpoint,
+)
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +28,17 @@ def saved(tmp_path_factory):
     directory = tmp_path_factory.mktemp("run")
     config = replace(Config(), seed=3)
     optimizer = make_optimizer(config.train)
-    params = {"w": jnp.arange(1000.0).reshape(10, 100), "layers": {i: jnp.full(3, i, jnp.float32) for i in range(11)}}
+    params = {
+        "w": jnp.arange(1000.0).reshape(10, 100),
+        "layers": {i: jnp.full(3, i, jnp.float32) for i in range(11)},
+    }
     states = {}
     with checkpoints(directory, keep=3) as manager:
         for step in range(1, 6):
             scaled = jax.tree.map(lambda leaf, step=step: leaf * step, params)
-            state = initial_state(scaled, optimizer)._replace(step=jnp.int32(step), ema=jax.tree.map(jnp.negative, scaled))
+            state = initial_state(scaled, optimizer)._replace(
+                step=jnp.int32(step), ema=jax.tree.map(jnp.negative, scaled)
+            )
             save_checkpoint(manager, state, config)
             states[step] = state
     return directory, config, states
@@ -51,7 +62,9 @@ def test_state_average_and_configuration_return_bit_for_bit(saved):
 
 
 def test_the_oldest_are_removed(saved):
-    assert sorted(path.name for path in (saved[0] / "checkpoints").iterdir() if path.name.isdigit()) == ["3", "4", "5"]
+    assert sorted(
+        path.name for path in (saved[0] / "checkpoints").iterdir() if path.name.isdigit()
+    ) == ["3", "4", "5"]
 
 
 def test_what_a_kill_left_half_written_is_not_a_checkpoint(run):
@@ -61,7 +74,10 @@ def test_what_a_kill_left_half_written_is_not_a_checkpoint(run):
 
 
 def damage(run, how):
-    files = sorted((path for path in (run / "checkpoints" / "5" / "ema").rglob("*") if path.is_file()), key=os.path.getsize)
+    files = sorted(
+        (path for path in (run / "checkpoints" / "5" / "ema").rglob("*") if path.is_file()),
+        key=os.path.getsize,
+    )
     if how == "truncated":
         os.truncate(files[-1], os.path.getsize(files[-1]) // 2)
     elif how == "flipped bit":
@@ -80,7 +96,9 @@ def damage(run, how):
 def test_a_damaged_checkpoint_is_named_and_left_alone(run, saved, how, capfd):
     damage(run, how)
     before = sorted(str(path) for path in run.rglob("*"))
-    with pytest.raises(ValueError, match=rf"the checkpoint {run}/checkpoints/5 is damaged .*; remove it") as error:
+    with pytest.raises(
+        ValueError, match=rf"the checkpoint {run}/checkpoints/5 is damaged .*; remove it"
+    ) as error:
         restore_state(run, 5, saved[2][1])
     assert "\n" not in str(error.value)
     assert sorted(str(path) for path in run.rglob("*")) == before
@@ -93,7 +111,9 @@ def test_the_checksums_are_those_of_sha256sum(run):
 
     for line in (run / "checkpoints" / "5" / "SHA256SUMS").read_text().splitlines():
         expected, name = line.split("  ")
-        assert hashlib.sha256((run / "checkpoints" / "5" / name).read_bytes()).hexdigest() == expected
+        assert (
+            hashlib.sha256((run / "checkpoints" / "5" / name).read_bytes()).hexdigest() == expected
+        )
 
 
 def test_without_checksums_orbax_finds_what_it_can(run, saved):
@@ -112,7 +132,9 @@ def test_a_damaged_configuration(run):
 
 
 def test_directories_without_a_checkpoint(tmp_path):
-    with pytest.raises(ValueError, match=f"{tmp_path}/nowhere does not exist; `python train.py --out"):
+    with pytest.raises(
+        ValueError, match=f"{tmp_path}/nowhere does not exist; `python train.py --out"
+    ):
         load_run(tmp_path / "nowhere")
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(ValueError, match=f"the run directory {tmp_path} holds no checkpoint"):
@@ -125,7 +147,9 @@ def small_state(step):
 
 
 def kept(directory):
-    return sorted(int(path.name) for path in (directory / "checkpoints").iterdir() if path.name.isdigit())
+    return sorted(
+        int(path.name) for path in (directory / "checkpoints").iterdir() if path.name.isdigit()
+    )
 
 
 def test_the_best_stays_beside_the_newest(tmp_path):
@@ -137,9 +161,16 @@ def test_the_best_stays_beside_the_newest(tmp_path):
     with checkpoints(tmp_path, keep=1) as manager:  # another process remembers which was the best
         save_checkpoint(manager, small_state(6), Config(), 0.7)
     assert kept(tmp_path) == [2, 6]
-    assert [load_run_config(tmp_path, which)[1] for which in ("latest", "best", "2", 6)] == [6, 2, 2, 6]
+    assert [load_run_config(tmp_path, which)[1] for which in ("latest", "best", "2", 6)] == [
+        6,
+        2,
+        2,
+        6,
+    ]
     for which in ("5", "newest", -1):
-        with pytest.raises(ValueError, match=rf"asked for is {which}; .* has latest, best and \[2, 6\]"):
+        with pytest.raises(
+            ValueError, match=rf"asked for is {which}; .* has latest, best and \[2, 6\]"
+        ):
             load_run_config(tmp_path, which)
 
 
@@ -148,7 +179,10 @@ def test_without_losses_there_is_no_best(tmp_path):
         for step in (1, 2, 3):
             save_checkpoint(manager, small_state(step), Config())
     assert kept(tmp_path) == [2, 3]
-    with pytest.raises(ValueError, match=r"no checkpoint of .* has a validation loss; ask for the latest, or one of \[2, 3\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"no checkpoint of .* has a validation loss; ask for the latest, or one of \[2, 3\]",
+    ):
         load_run_config(tmp_path, "best")
 
 
@@ -161,7 +195,9 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=message):
             save_checkpoint(manager, small_state(2), Config())
     assert kept(tmp_path) == [1]
-    jax.tree.map(np.testing.assert_array_equal, restore_state(tmp_path, 1, small_state(1)), small_state(1))
+    jax.tree.map(
+        np.testing.assert_array_equal, restore_state(tmp_path, 1, small_state(1)), small_state(1)
+    )
 
 
 FULL = """
@@ -181,8 +217,15 @@ with checkpoints(Path(sys.argv[1]), keep=1) as manager:
 @pytest.mark.slow
 def test_a_disk_that_fills_up_while_it_is_written_loses_nothing(tmp_path):
     root = Path(__file__).parent.parent.parent
-    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], cwd=root, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path)], cwd=root, capture_output=True, text=True
+    )
     last = done.stderr.strip().splitlines()[-1]
-    assert re.search(r"ValueError: the checkpoint of step 2 cannot be written to .*that of step 1 is whole", done.stderr), last
+    assert re.search(
+        r"ValueError: the checkpoint of step 2 cannot be written to .*that of step 1 is whole",
+        done.stderr,
+    ), last
     assert kept(tmp_path) == [1]
-    jax.tree.map(np.testing.assert_array_equal, restore_state(tmp_path, 1, small_state(1)), small_state(1))
+    jax.tree.map(
+        np.testing.assert_array_equal, restore_state(tmp_path, 1, small_state(1)), small_state(1)
+    )

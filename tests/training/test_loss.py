@@ -8,7 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddim_jax import cosine_betas, eta, linear_betas, step_table, trailing_timesteps, zero_terminal_snr
+from ddim_jax import (
+    cosine_betas,
+    eta,
+    linear_betas,
+    step_table,
+    trailing_timesteps,
+    zero_terminal_snr,
+)
 from ddim_jax.config import Config, presets
 from ddim_jax.data import batches, load_dataset
 from ddim_jax.devices import make_mesh
@@ -24,10 +31,16 @@ from ddim_jax.training.loss import draw_examples, loss_weights, prediction_loss
 @pytest.mark.parametrize("kind", ["epsilon", "x0", "v"])
 def test_targets_are_one_pair_seen_three_ways(alpha_bar, kind):
     x_0 = jax.random.normal(jax.random.key(1), (64, 2, 2, 1))
-    found = draw_examples(x_0, alpha_bar, jax.random.key(0), kind=kind, label=np.arange(64, dtype=np.int32))
+    found = draw_examples(
+        x_0, alpha_bar, jax.random.key(0), kind=kind, label=np.arange(64, dtype=np.int32)
+    )
     a = alpha_bar[found.t].reshape(-1, 1, 1, 1)
     epsilon = (np.asarray(found.x_t, np.float64) - np.sqrt(a) * np.asarray(x_0)) / np.sqrt(1 - a)
-    expected = {"epsilon": epsilon, "x0": x_0, "v": np.sqrt(a) * epsilon - np.sqrt(1 - a) * np.asarray(x_0)}[kind]
+    expected = {
+        "epsilon": epsilon,
+        "x0": x_0,
+        "v": np.sqrt(a) * epsilon - np.sqrt(1 - a) * np.asarray(x_0),
+    }[kind]
     np.testing.assert_allclose(found.target, expected, atol=1e-3 if found.t.min() < 5 else 2e-4)
     np.testing.assert_array_equal(found.weight, np.ones(64))
     np.testing.assert_array_equal(found.label, np.arange(64))
@@ -35,7 +48,9 @@ def test_targets_are_one_pair_seen_three_ways(alpha_bar, kind):
 
 def test_weights_reach_the_loss_by_time(alpha_bar):
     weights = np.linspace(0, 2, 1001)
-    examples = draw_examples(jnp.zeros((256, 2, 2, 1)), alpha_bar, jax.random.key(0), weights=weights)
+    examples = draw_examples(
+        jnp.zeros((256, 2, 2, 1)), alpha_bar, jax.random.key(0), weights=weights
+    )
     loss = prediction_loss(lambda params, x, t, *, label=None: 0 * x, None, examples)
     square = np.mean(np.asarray(examples.target) ** 2, axis=(1, 2, 3))
     assert float(loss) == pytest.approx(np.mean(weights[np.asarray(examples.t)] * square), rel=1e-5)
@@ -46,7 +61,9 @@ def kl(alpha_bar, t, sigma, error):
     before, now = alpha_bar[t - 1], alpha_bar[t]
 
     def mean(x_0):
-        return np.sqrt(before) * x_0 + np.sqrt(max(1 - before - sigma**2, 0)) * (0 - np.sqrt(now) * x_0) / np.sqrt(1 - now)
+        return np.sqrt(before) * x_0 + np.sqrt(max(1 - before - sigma**2, 0)) * (
+            0 - np.sqrt(now) * x_0
+        ) / np.sqrt(1 - now)
 
     return (mean(error) - mean(0.0)) ** 2 / (2 * sigma**2)
 
@@ -71,7 +88,9 @@ def test_min_snr_is_the_papers_for_each_prediction(alpha_bar):
     for kind, expected in {
         "epsilon": np.minimum(5, snr) / snr, "x0": np.minimum(5, snr), "v": np.minimum(5, snr) / (snr + 1)
     }.items():  # fmt: skip
-        np.testing.assert_allclose(loss_weights(alpha_bar, kind, "min-snr")[1:], expected, rtol=1e-12)
+        np.testing.assert_allclose(
+            loss_weights(alpha_bar, kind, "min-snr")[1:], expected, rtol=1e-12
+        )
     assert loss_weights(alpha_bar, "x0", "min-snr", min_snr_gamma=2.0).max() == 2
     np.testing.assert_array_equal(loss_weights(alpha_bar)[1:], np.ones(1000))
 
@@ -89,7 +108,10 @@ def test_weights_are_finite_with_zero_terminal_snr(scheme):
 
 
 WAYS = {
-    "v with zero-terminal SNR": ({"prediction": "v", "schedule": "cosine", "zero_terminal_snr": True}, {}),
+    "v with zero-terminal SNR": (
+        {"prediction": "v", "schedule": "cosine", "zero_terminal_snr": True},
+        {},
+    ),
     "x0 with min-SNR": ({"prediction": "x0"}, {"loss_weight": "min-snr"}),
     "epsilon with exact gamma": ({}, {"loss_weight": "gamma", "gamma_eta": 0.5}),
 }
@@ -100,11 +122,22 @@ WAYS = {
 def test_each_way_of_training_learns_digits(way):
     """Samples after 80 steps against those of the untrained network, by the Fréchet distance of pixels."""
     digits, (diffusion, settings) = presets()["digits"], WAYS[way]
-    model = replace(digits.model, channels=8, groups=2, multipliers=(1,), blocks=1, attention_resolutions=())
-    train = replace(
-        digits.train, steps=80, batch_size=32, learning_rate=4e-3, warmup_steps=10, decay="constant", ema_decay=0.9, **settings
+    model = replace(
+        digits.model, channels=8, groups=2, multipliers=(1,), blocks=1, attention_resolutions=()
     )
-    config = replace(digits, model=model, diffusion=replace(digits.diffusion, **diffusion), train=train)
+    train = replace(
+        digits.train,
+        steps=80,
+        batch_size=32,
+        learning_rate=4e-3,
+        warmup_steps=10,
+        decay="constant",
+        ema_decay=0.9,
+        **settings,
+    )
+    config = replace(
+        digits, model=model, diffusion=replace(digits.diffusion, **diffusion), train=train
+    )
     config.check()
     alpha_bar, kind = config.diffusion.alpha_bar(), config.diffusion.prediction
     weights = loss_weights(alpha_bar, kind, train.loss_weight, gamma_eta=train.gamma_eta)
@@ -119,11 +152,20 @@ def test_each_way_of_training_learns_digits(way):
     table = step_table(alpha_bar, trailing_timesteps(1000, 10), eta(0.0))
     real = to_unit_range(dataset.read(np.arange(dataset.size))).reshape(dataset.size, -1)
     untrained, trained = (
-        frechet_distance(next(generate(sampler, leaves, table, seed=0, count=256, batch_size=256)).reshape(256, -1), real)
+        frechet_distance(
+            next(generate(sampler, leaves, table, seed=0, count=256, batch_size=256)).reshape(
+                256, -1
+            ),
+            real,
+        )
         for leaves in (params, state.ema)
     )
     assert trained < 0.5 * untrained, (trained, untrained)
 
 
 def test_the_default_is_the_papers():
-    assert (Config().diffusion.prediction, Config().train.loss_weight, Config().model.num_classes) == ("epsilon", "constant", 0)
+    assert (
+        Config().diffusion.prediction,
+        Config().train.loss_weight,
+        Config().model.num_classes,
+    ) == ("epsilon", "constant", 0)

@@ -20,19 +20,44 @@ BATCH = 16
 def start():
     """Weights with none at zero, and a batch."""
     _, params = build_unet(CONFIG, 0)
-    params = jax.tree.map(lambda leaf: leaf + 0.02 * np.cos(np.arange(leaf.size, dtype=np.float32)).reshape(leaf.shape), params)
+    params = jax.tree.map(
+        lambda leaf: (
+            leaf + 0.02 * np.cos(np.arange(leaf.size, dtype=np.float32)).reshape(leaf.shape)
+        ),
+        params,
+    )
     rng = np.random.default_rng(0)
-    batch = rng.uniform(-1, 1, (BATCH, 8, 8, 1)).astype(np.float32), rng.integers(0, 3, BATCH).astype(np.int32)
+    batch = (
+        rng.uniform(-1, 1, (BATCH, 8, 8, 1)).astype(np.float32),
+        rng.integers(0, 3, BATCH).astype(np.int32),
+    )
     return jax.tree.map(np.asarray, params), batch
 
 
-def prepare(start, optimizer, alpha_bar, data, fsdp, dtype="float32", remat=False, dropout=CONFIG.dropout, **options):
+def prepare(
+    start,
+    optimizer,
+    alpha_bar,
+    data,
+    fsdp,
+    dtype="float32",
+    remat=False,
+    dropout=CONFIG.dropout,
+    **options,
+):
     params, batch = start
     mesh = make_mesh(BATCH // options.get("accumulate", 1), data, fsdp)
     state = initial_state(jax.tree.map(jnp.asarray, params), optimizer)
     shardings = state_shardings(state, mesh)
     apply = unet_apply(replace(CONFIG, dropout=dropout), dtype, remat)
-    options = {"seed": 0, "flip": True, "num_classes": 3, "label_dropout": 0.3, "shardings": shardings, **options}
+    options = {
+        "seed": 0,
+        "flip": True,
+        "num_classes": 3,
+        "label_dropout": 0.3,
+        "shardings": shardings,
+        **options,
+    }
     step = make_train_step(apply, optimizer, alpha_bar, **options)
     return step, jax.device_put(state, shardings), to_global(batch, batch_sharding(mesh))
 
@@ -41,7 +66,13 @@ def one_step(*arguments, **options):
     step, state, batch = prepare(*arguments, **options)
     placed = jax.tree.map(lambda leaf: leaf.sharding, state)
     state, metrics = step(state, *batch)
-    jax.tree.map(lambda leaf, place: leaf.sharding.is_equivalent_to(place, leaf.ndim) or pytest.fail("moved"), state, placed)
+    jax.tree.map(
+        lambda leaf, place: (
+            leaf.sharding.is_equivalent_to(place, leaf.ndim) or pytest.fail("moved")
+        ),
+        state,
+        placed,
+    )
     return jax.tree.map(np.asarray, state), {name: float(value) for name, value in metrics.items()}
 
 
@@ -54,12 +85,19 @@ def alone(start, alpha_bar):
 def same_gradient(start, found, expected):
     """Equal up to the rounding of sums over batch and pixels in another order."""
     terms = BATCH * 8 * 8
-    tolerance = 2**-24 * terms**0.5 * 8  # a random walk of roundings, through the eight products a weight's gradient passes
+    tolerance = (
+        2**-24 * terms**0.5 * 8
+    )  # a random walk of roundings, through the eight products a weight's gradient passes
 
     def compare(before, one, two):
         size = np.abs(before - two).max()
         # The subtraction of the weights themselves rounds, too.
-        np.testing.assert_allclose(before - one, before - two, rtol=0, atol=tolerance * size + 2**-22 * np.abs(before).max())
+        np.testing.assert_allclose(
+            before - one,
+            before - two,
+            rtol=0,
+            atol=tolerance * size + 2**-22 * np.abs(before).max(),
+        )
 
     jax.tree.map(compare, start[0], found[0].params, expected[0].params)
     for name in ("loss", "grad_norm"):
@@ -87,14 +125,20 @@ def test_a_device_holds_its_part_of_the_state_and_adam_is_bound_by_its_rate(star
     assert held[1] == sum(leaf.nbytes for leaf in jax.tree.leaves(results[1][0]))
     assert held[8] <= held[1] / 6
     (one, loss), (two, other) = results.values()
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2 * 3 * rate), one.params, two.params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2 * 3 * rate),
+        one.params,
+        two.params,
+    )
     assert loss == pytest.approx(other, rel=1e-3)
 
 
 def test_parts_of_a_batch_add_up_to_its_gradient(start, alpha_bar):
     """Without dropout, which is drawn anew for every part."""
     whole = one_step(start, optax.sgd(1.0), alpha_bar, 1, 1, dropout=0.0)
-    same_gradient(start, one_step(start, optax.sgd(1.0), alpha_bar, 2, 2, dropout=0.0, accumulate=4), whole)
+    same_gradient(
+        start, one_step(start, optax.sgd(1.0), alpha_bar, 2, 2, dropout=0.0, accumulate=4), whole
+    )
 
 
 def test_rematerialisation_changes_nothing_and_bfloat16_little(start, alone, alpha_bar):
@@ -103,6 +147,8 @@ def test_rematerialisation_changes_nothing_and_bfloat16_little(start, alone, alp
     assert metrics["loss"] == pytest.approx(alone[1]["loss"], rel=0.02)
     assert metrics["loss"] != alone[1]["loss"]
     assert metrics["grad_norm"] == pytest.approx(alone[1]["grad_norm"], rel=0.05)
-    assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.ema))} == {np.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.ema))} == {
+        np.dtype("float32")
+    }
     moments = [leaf.dtype for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
     assert set(moments) == {np.dtype("float32")}

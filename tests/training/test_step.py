@@ -9,7 +9,13 @@ import optax
 import pytest
 
 from ddim_jax.config import TrainConfig
-from ddim_jax.training import TrainState, epsilon_loss, initial_state, make_optimizer, make_train_step
+from ddim_jax.training import (
+    TrainState,
+    epsilon_loss,
+    initial_state,
+    make_optimizer,
+    make_train_step,
+)
 from ddim_jax.training.loss import mean_squared_error
 from ddim_jax.training.state import learning_rate
 from ddim_jax.training.step import random_flip
@@ -30,7 +36,12 @@ def test_the_loss_sees_the_right_noisy_images(alpha_bar):
     assert loss == pytest.approx(np.mean(noise**2), rel=1e-3)
     assert noise.mean() == pytest.approx(0, abs=0.1)
     assert noise.std() == pytest.approx(1, abs=0.1)
-    assert (seen["t"].min() < 30) & (seen["t"].max() > 970) & (seen["t"].min() >= 0) & (seen["t"].max() <= 999)
+    assert (
+        (seen["t"].min() < 30)
+        & (seen["t"].max() > 970)
+        & (seen["t"].min() >= 0)
+        & (seen["t"].max() <= 999)
+    )
     assert abs(np.mean(seen["t"]) - 499.5) < 60
 
 
@@ -47,15 +58,26 @@ def test_unequal_shapes_are_refused(alpha_bar):
     with pytest.raises(ValueError, match="must be equal"):
         mean_squared_error(jnp.ones((4, 1)), jnp.ones((4,)))
     with pytest.raises(ValueError, match="must be equal"):
-        epsilon_loss(lambda params, x, t: x[..., :1], None, jnp.ones((4, 2, 2, 3)), alpha_bar, jax.random.key(0))
+        epsilon_loss(
+            lambda params, x, t: x[..., :1],
+            None,
+            jnp.ones((4, 2, 2, 3)),
+            alpha_bar,
+            jax.random.key(0),
+        )
 
 
 def test_learning_rate_schedules():
-    rates = [float(learning_rate(TrainConfig(warmup_steps=4, learning_rate=1.0))(step)) for step in range(8)]
+    rates = [
+        float(learning_rate(TrainConfig(warmup_steps=4, learning_rate=1.0))(step))
+        for step in range(8)
+    ]
     assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 1])
     config = TrainConfig(steps=12, warmup_steps=2, learning_rate=1.0, decay="cosine")
     rates = [float(learning_rate(config)(step)) for step in range(12)]
-    assert rates == pytest.approx([0.5, 1, *(0.5 * (1 + np.cos(np.pi * k / 10)) for k in range(10))], abs=1e-6)
+    assert rates == pytest.approx(
+        [0.5, 1, *(0.5 * (1 + np.cos(np.pi * k / 10)) for k in range(10))], abs=1e-6
+    )
     assert float(learning_rate(replace(config, warmup_steps=0))(0)) == 1
 
 
@@ -75,8 +97,15 @@ def test_training_steps_against_adam_in_numpy(alpha_bar):
     ema, m, v = p.copy(), np.zeros(2), np.zeros(2)
     for n in range(1, 6):
         # The gradient by central differences of the same loss: its randomness follows from the seed and the step.
-        key = jax.random.split(jax.random.fold_in(jax.random.fold_in(jax.random.key(7, impl="threefry2x32"), 2), n - 1), 3)[0]
-        loss = lambda q, key=key: float(epsilon_loss(linear, {"w": q[0], "b": q[1]}, x_0, alpha_bar, key))  # noqa: E731
+        key = jax.random.split(
+            jax.random.fold_in(
+                jax.random.fold_in(jax.random.key(7, impl="threefry2x32"), 2), n - 1
+            ),
+            3,
+        )[0]
+        loss = lambda q, key=key: float(
+            epsilon_loss(linear, {"w": q[0], "b": q[1]}, x_0, alpha_bar, key)
+        )  # noqa: E731
         g = np.array([(loss(p + h) - loss(p - h)) / 2e-2 for h in 1e-2 * np.eye(2)])
         norm = np.linalg.norm(g)
         expected = loss(p)
@@ -122,7 +151,9 @@ def test_flip_is_off_unless_asked_for(alpha_bar):
     losses = {}
     for flip in (False, True):
         state = initial_state({"w": jnp.float32(1.0)}, optimizer)
-        losses[flip] = float(make_train_step(left, optimizer, alpha_bar, seed=0, flip=flip)(state, x_0)[1]["loss"])
+        losses[flip] = float(
+            make_train_step(left, optimizer, alpha_bar, seed=0, flip=flip)(state, x_0)[1]["loss"]
+        )
     key = jax.random.split(jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 2), 0), 3)[0]
     plain = float(epsilon_loss(left, {"w": 1.0}, x_0, alpha_bar, key))
     assert losses[False] == pytest.approx(plain, rel=1e-5)
@@ -136,9 +167,16 @@ def test_devices_share_the_work_and_change_nothing(alpha_bar):
     results = []
     for count in (1, 8):
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:count]), ("data",))
-        split, whole = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in (("data",), ()))
-        state = jax.device_put(initial_state({"w": jnp.float32(0.2), "b": jnp.float32(0.1)}, optimizer), whole)
-        _, metrics = make_train_step(linear, optimizer, alpha_bar, seed=0)(state, jax.device_put(x_0, split))
+        split, whole = (
+            jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+            for axes in (("data",), ())
+        )
+        state = jax.device_put(
+            initial_state({"w": jnp.float32(0.2), "b": jnp.float32(0.1)}, optimizer), whole
+        )
+        _, metrics = make_train_step(linear, optimizer, alpha_bar, seed=0)(
+            state, jax.device_put(x_0, split)
+        )
         results.append((float(metrics["loss"]), float(metrics["grad_norm"])))
     assert results[0] == pytest.approx(results[1], rel=1e-5)
 
@@ -153,7 +191,9 @@ def test_labels_reach_the_network_and_dropout_hides_them(alpha_bar, label_dropou
     optimizer = make_optimizer(TrainConfig())
     options = {"seed": 0, "num_classes": 3, "label_dropout": label_dropout}
     state = initial_state(jnp.ones(4), optimizer)
-    state, _ = make_train_step(lookup, optimizer, alpha_bar, **options)(state, jnp.ones((4, 2, 2, 1)), jnp.array([0, 2, 2, 0]))
+    state, _ = make_train_step(lookup, optimizer, alpha_bar, **options)(
+        state, jnp.ones((4, 2, 2, 1)), jnp.array([0, 2, 2, 0])
+    )
     assert np.flatnonzero(np.asarray(state.params) != 1).tolist() == rows
 
 
@@ -162,6 +202,16 @@ def test_half_of_the_labels_are_hidden_with_probability_a_half(alpha_bar):
         return params * jnp.ones_like(x) * (label == 3).mean()
 
     optimizer = optax.sgd(1.0)
-    step = make_train_step(count, optimizer, np.array([1.0, 1.0 - 1e-12]), seed=0, num_classes=3, label_dropout=0.5, kind="x0")
-    _, metrics = step(initial_state(jnp.ones(()), optimizer), jnp.zeros((400, 1, 1, 1)), jnp.zeros(400, jnp.int32))
+    step = make_train_step(
+        count,
+        optimizer,
+        np.array([1.0, 1.0 - 1e-12]),
+        seed=0,
+        num_classes=3,
+        label_dropout=0.5,
+        kind="x0",
+    )
+    _, metrics = step(
+        initial_state(jnp.ones(()), optimizer), jnp.zeros((400, 1, 1, 1)), jnp.zeros(400, jnp.int32)
+    )
     assert 0.4**2 < float(metrics["loss"]) < 0.6**2  # the square of the part that was hidden

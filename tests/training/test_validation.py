@@ -17,11 +17,20 @@ def test_the_loss_is_of_the_test_split_and_always_the_same(alpha_bar):
     config = replace(config, train=replace(config.train, batch_size=64, validate_images=10_000))
     train, test = (load_dataset(config.data, (8, 8, 1), split) for split in ("train", "test"))
     mesh = make_mesh(64)
-    validate = make_validation(config, lambda params, x, t: params * x, alpha_bar, loss_weights(alpha_bar), train, mesh)
+    validate = make_validation(
+        config, lambda params, x, t: params * x, alpha_bar, loss_weights(alpha_bar), train, mesh
+    )
     found = validate(jnp.float32(1.0))
     assert found == validate(jnp.float32(1.0)) != validate(jnp.float32(0.5))
     square = np.mean((test.read(np.arange(test.size)) / 127.5 - 1) ** 2)
     a = alpha_bar[1:]
     assert found == pytest.approx(np.mean(a * square + (np.sqrt(1 - a) - 1) ** 2), rel=0.05)
-    other = make_validation(replace(config, seed=1), lambda p, x, t: p * x, alpha_bar, loss_weights(alpha_bar), train, mesh)
+    other = make_validation(
+        replace(config, seed=1),
+        lambda p, x, t: p * x,
+        alpha_bar,
+        loss_weights(alpha_bar),
+        train,
+        mesh,
+    )
     assert other(jnp.float32(1.0)) != found
