@@ -1,4 +1,4 @@
-"""Measurements in turn. Only ratios within one run mean anything on a shared machine."""
+"""Measurements in turn. On a shared machine only ratios within one run are meaningful."""
 
 import statistics
 import time
@@ -8,11 +8,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-SIZE = 2048  # of the matrix products that a machine is measured by
+SIZE = 2048  # of the matrices whose product is the yardstick
 
 
 class Row(NamedTuple):
-    """One line of the table; `peer` is what diffusers did, `ratio` how many times better we are."""
+    """One line of a table; `peer` is diffusers' value, `ratio` how many times better ours is."""
 
     measure: str
     value: float
@@ -22,26 +22,26 @@ class Row(NamedTuple):
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """Seconds until the result of a call is there."""
+    """Seconds until the result of a call is ready."""
     start = time.perf_counter()
     jax.block_until_ready(call())
     return time.perf_counter() - start
 
 
 def in_turn(rounds: int, *sides: Callable[[], float]) -> list[list[float]]:
-    """What each side measured, round by round; each is called once before, to compile and to fill its caches."""
+    """The measurements of each side, round by round, after one call that compiles and warms up."""
     for side in sides:
         side()
-    found: list[list[float]] = [[] for _ in sides]
+    measured: list[list[float]] = [[] for _ in sides]
     for _ in range(rounds):
-        for side, values in zip(sides, found, strict=True):
+        for side, values in zip(sides, measured, strict=True):
             time.sleep(0.3)  # until the threads of the other side sleep
             values.append(side())
-    return found
+    return measured
 
 
 def median_ratio(over: list[float], under: list[float]) -> float:
-    """The median of the ratios of each round.
+    """The median over the rounds of over ÷ under.
 
     >>> median_ratio([2.0, 9.0, 6.0], [1.0, 3.0, 3.0])
     2.0
@@ -50,11 +50,10 @@ def median_ratio(over: list[float], under: list[float]) -> float:
 
 
 def matmul_rate() -> float:
-    """FLOP/s of float32 matrix products SIZE³, on all devices at once: what this machine can be asked for."""
-    size, devices = SIZE, jax.devices()
-    a = jax.pmap(lambda key: jax.random.normal(key, (size, size)))(
-        jax.random.split(jax.random.key(0), len(devices))
-    )
+    """FLOP/s of float32 products of SIZE × SIZE matrices on all devices at once."""
+    devices = jax.devices()
+    keys = jax.random.split(jax.random.key(0), len(devices))
+    a = jax.pmap(lambda key: jax.random.normal(key, (SIZE, SIZE)))(keys)
     product = jax.pmap(lambda a: jax.numpy.matmul(a, a, precision="highest"))
     (times,) = in_turn(5, lambda: seconds(lambda: product(a)))
-    return 2 * size**3 * len(devices) / float(np.min(times))
+    return 2 * SIZE**3 * len(devices) / float(np.min(times))

@@ -14,19 +14,13 @@ Peer = Callable[..., dict[str, Any]]
 
 @contextlib.contextmanager
 def diffusers_peer() -> Iterator[Peer]:
-    """ask(call, **arguments) → what diffusers_peer.py answers.
-
-    Raises:
-        ValueError: PyTorch or diffusers is not installed.
-    """
-    absent = [
-        name
-        for name in ("torch", "diffusers", "accelerate")
-        if importlib.util.find_spec(name) is None
-    ]
-    if absent:
+    """ask(call, **arguments) → the answer of diffusers_peer.py; ValueError if it has no PyTorch."""
+    libraries = ("torch", "diffusers", "accelerate")
+    missing = [name for name in libraries if importlib.util.find_spec(name) is None]
+    if missing:
         raise ValueError(
-            f"--against is diffusers, and {' and '.join(absent)} cannot be found; pip install 'ddim_jax[against]'."
+            f"--against is diffusers, and {' and '.join(missing)} cannot be found; "
+            "pip install 'ddim_jax[against]'."
         )
     script = Path(__file__).with_name("diffusers_peer.py")
     with subprocess.Popen(
@@ -40,9 +34,7 @@ def diffusers_peer() -> Iterator[Peer]:
             print(json.dumps({"call": call, **arguments}, default=str), file=questions, flush=True)
             line = answers.readline()
             if not line:
-                raise RuntimeError(
-                    f"the process of diffusers ended at {call}; its message is above."
-                )
+                raise RuntimeError(f"the diffusers process ended at {call}; its message is above.")
             return json.loads(line)
 
         yield ask

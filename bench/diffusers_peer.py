@@ -1,7 +1,8 @@
-"""The same work in eager PyTorch with diffusers, in a process of its own that imports nothing of this project.
+"""The same work in eager PyTorch with diffusers, in a process that does not import ddim_jax.
 
-Each line of the standard input is a JSON object {"call": NAME, …arguments}, each line of the output the JSON of its result.
-The loops are those of diffusers: DDIMPipeline's for sampling, its example for unconditional training with Adam and EMAModel.
+Each line of the standard input is a JSON object {"call": NAME, …arguments}; each line of the
+output is the JSON of its result. The loops are those of diffusers: DDIMPipeline's for sampling,
+and its example of unconditional training, with Adam and EMAModel.
 """
 
 import json
@@ -11,7 +12,7 @@ import time
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-# A diagnostic that one of the libraries prints must not come between the answers.
+# Keep the libraries' own output out of the answers.
 answers, sys.stdout = sys.stdout, sys.stderr
 
 import diffusers  # noqa: E402
@@ -22,25 +23,29 @@ from diffusers.training_utils import EMAModel  # noqa: E402
 
 
 def load(peer: dict[str, Any], folder: str) -> dict[str, Any]:
-    """The network of a folder that save_diffusers wrote."""
+    """Load the network from a folder that save_diffusers wrote."""
     torch.manual_seed(0)
     peer["model"] = UNet2DModel.from_pretrained(folder)
     peer["optimizer"] = None
-    return {"parameters": sum(leaf.numel() for leaf in peer["model"].parameters()), "threads": torch.get_num_threads(),
-            "torch": torch.__version__, "diffusers": diffusers.__version__}  # fmt: skip
+    return {
+        "parameters": sum(leaf.numel() for leaf in peer["model"].parameters()),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+    }
 
 
 def scheduler(steps: int) -> DDIMScheduler:
     """T = 1000 and the linear β of the paper; t = 1, 1 + T/S, … in our counting."""
-    made = DDIMScheduler(
+    process = DDIMScheduler(
         1000, beta_start=1e-4, beta_end=0.02, clip_sample=False, timestep_spacing="leading"
     )
-    made.set_timesteps(steps)
-    return made
+    process.set_timesteps(steps)
+    return process
 
 
 def forward(peer: dict[str, Any], file: str, count: int) -> dict[str, Any]:
-    """Calls of the network on x and t of a file."""
+    """Calls of the network on x and t from a file."""
     arrays = np.load(file)
     x, t = torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["t"]).long()
     model = peer["model"].eval()
@@ -53,7 +58,7 @@ def forward(peer: dict[str, Any], file: str, count: int) -> dict[str, Any]:
 
 
 def sample(peer: dict[str, Any], file: str, steps: int, out: str = "") -> dict[str, Any]:
-    """DDIM, η = 0, from the noise of a file."""
+    """DDIM, η = 0, from the noise in a file."""
     x = torch.from_numpy(np.load(file)["x"])
     model, process = peer["model"].eval(), scheduler(steps)
     with torch.inference_mode():
@@ -67,7 +72,7 @@ def sample(peer: dict[str, Any], file: str, steps: int, out: str = "") -> dict[s
 
 
 def gradient(peer: dict[str, Any], file: str, out: str) -> dict[str, Any]:
-    """The ε-MSE of x_t, t and ε of a file without dropout, and its gradient in the first convolution."""
+    """The ε-MSE on x_t, t and ε from a file, without dropout; its gradient in the first layer."""
     arrays = np.load(file)
     x, t, noise = (torch.from_numpy(arrays[name]) for name in ("x", "t", "noise"))
     model = peer["model"].eval()
@@ -80,7 +85,7 @@ def gradient(peer: dict[str, Any], file: str, out: str) -> dict[str, Any]:
 
 
 def train(peer: dict[str, Any], file: str, steps: int) -> dict[str, Any]:
-    """Steps of training: flip, noise, ε-MSE, clipped gradient, Adam, EMA."""
+    """Training steps: flip, noise, ε-MSE, clipped gradient, Adam, EMA."""
     images = torch.from_numpy(np.load(file)["x"])
     model, process = peer["model"].train(), scheduler(10)
     if peer["optimizer"] is None:
@@ -92,9 +97,8 @@ def train(peer: dict[str, Any], file: str, steps: int) -> dict[str, Any]:
         mirrored = torch.rand(len(images), 1, 1, 1) < 0.5
         x_0 = torch.where(mirrored, images.flip(3), images)
         noise, t = torch.randn_like(x_0), torch.randint(0, 1000, (len(x_0),))
-        loss = torch.nn.functional.mse_loss(
-            model(process.add_noise(x_0, noise, t), t).sample, noise
-        )
+        x_t = process.add_noise(x_0, noise, t)
+        loss = torch.nn.functional.mse_loss(model(x_t, t).sample, noise)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -104,7 +108,7 @@ def train(peer: dict[str, Any], file: str, steps: int) -> dict[str, Any]:
 
 
 def overhead(peer: dict[str, Any], steps: int, eta: float, shape: list[int]) -> dict[str, Any]:
-    """The scheduler's loop around a network that does one multiplication."""
+    """The scheduler's loop around a network that is one multiplication."""
     x, process = torch.randn(shape), scheduler(steps)
     generator = torch.Generator().manual_seed(0)
     with torch.inference_mode():
