@@ -1,37 +1,42 @@
-"""The generalised reverse process: a table of steps, and the one update that every σ shares.
+"""The generalised reverse process, Eq. 10: a table of steps, and one update for every σ.
 
-    (1)  x_s = √ᾱ_s x̂_0 + √(1 − ᾱ_s − sigma²) ε̂ + noise · z,   z ~ N(0, I)             DDIM paper (arXiv:2010.02502), Eq. 12
+    (1)  x_s = √ᾱ_s x̂_0 + √(1 − ᾱ_s − sigma²) ε̂ + noise · z,   z ~ N(0, I)                  Eq. 12
                "predicted x_0"   "direction to x_t"   "random noise"
 
-A step goes from time t to time s < t, its neighbours in τ; s = 0 is data. `StepTable` holds one row a step, so that
-another η, σ or τ is other numbers in the same compiled program.
+A `StepTable` has one row per step. A new η, σ or τ changes its numbers, not the program.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from .forward import direction_scale
 from .prediction import Prediction
 from .sigmas import SigmaSchedule, Steps
-from .types import Images, Numbers
+from .types import Images, Integer, Numbers
 
 
 class StepTable(NamedTuple):
-    """The steps of a reverse process in sampling order, row 0 the noisiest; leaves (S,).
+    """The steps t → s of a reverse process; leaves (S,), or (E, S) if tables are stacked.
 
-    `step_table` makes it of NumPy arrays in float64, which a compiled program casts to its own precision on entry.
+    A row with t = s is inactive: it leaves x as it is.
     """
 
     t: Int[Array | np.ndarray, "*S"]
+    s: Int[Array | np.ndarray, "*S"]
     alpha_bar_t: Float[Array | np.ndarray, "*S"]
     alpha_bar_s: Float[Array | np.ndarray, "*S"]
     sigma: Float[Array | np.ndarray, "*S"]
     noise: Float[Array | np.ndarray, "*S"]
-    active: Bool[Array | np.ndarray, "*S"]
+
+    @property
+    def active(self) -> Any:
+        """Whether t > s: false for the repeats of official sequences, and for padding."""
+        return self.t > self.s
 
 
 def step_table(
@@ -41,28 +46,14 @@ def step_table(
     *,
     allow_repeats: bool = False,
 ) -> StepTable:
-    """The reverse process that visits τ with a σ schedule, checked.
+    """The reverse process that visits τ with a σ schedule: (τ_S, τ_{S−1}), …, (τ_2, τ_1), (τ_1, 0).
 
-    Equation: rows (t, s) = (τ_S, τ_{S−1}), …, (τ_2, τ_1), (τ_1, 0), each with 0 ≤ sigma² ≤ 1 − ᾱ_s and noise ≥ 0.
-
-    Args:
-        alpha_bar: ᾱ_0 … ᾱ_T, shape (T+1,), ᾱ_0 = 1, strictly decreasing, ᾱ_T ≥ 0.
-        timesteps: τ, shape (S,), integers, strictly increasing within 1 … T.
-        sigma_schedule: `eta`, `ddpm`, `sigma_hat`, `custom`, or a function Steps → Sigmas of your own.
-        allow_repeats: take a τ that repeats times, as the official code's do; a repeat (t = s) leaves x unchanged.
-
-    Returns:
-        StepTable, leaves (S,), sampling order.
-
-    Raises:
-        ValueError: ᾱ, τ, sigma or noise out of range; the message names the row and the value.
+    `allow_repeats` accepts the τ of the official code: a repeat (t = s) leaves x unchanged.
 
     >>> from ddim_jax import alpha_bars, eta, linear_betas, uniform_timesteps
     >>> table = step_table(alpha_bars(linear_betas(1000)), uniform_timesteps(1000, 4), eta(1.0))
-    >>> table.t.tolist(), table.noise.round(3).tolist()
-    ([751, 501, 251, 1], [0.941, 0.664, 0.01, 0.0])
-
-    Source: arXiv:2010.02502, sections 4.1 and 4.2.
+    >>> table.t.tolist(), table.s.tolist(), table.noise.round(3).tolist()
+    ([751, 501, 251, 1], [501, 251, 1, 0], [0.941, 0.664, 0.01, 0.0])
     """
     alpha_bar, tau = _checked_alpha_bar(alpha_bar), np.asarray(timesteps)
     _check_timesteps(tau, len(alpha_bar) - 1, allow_repeats)
@@ -71,99 +62,91 @@ def step_table(
     sigma, noise = (np.asarray(values, np.float64) for values in sigma_schedule(steps))
     if sigma.shape != t.shape or noise.shape != t.shape:
         raise ValueError(
-            f"the σ schedule gave sigma of shape {sigma.shape} and noise of shape {noise.shape}; both need one value for "
-            f"each of the {len(t)} steps."
+            f"the σ schedule gave sigma of shape {sigma.shape} and noise of shape {noise.shape}; "
+            f"both need one value for each of the {len(t)} steps."
         )
-    # The product and the difference round in float64: at σ² = 1 − ᾱ_s the two sides may differ in the last bits.
+    # Both sides round in float64: at σ² = 1 − ᾱ_s they may differ in the last bits.
     limit = 1 - steps.alpha_bar_s
-    _check_rows(
-        steps,
-        "sigma",
-        sigma,
-        (sigma >= 0) & (sigma**2 <= limit + 1e-12),
-        "0 ≤ sigma² ≤ 1 − ᾱ_s",
-        limit,
+    for row in np.flatnonzero(~((sigma >= 0) & (sigma**2 <= limit + 1e-12))):
+        allowed = f"0 ≤ sigma² ≤ 1 − ᾱ_s = {limit[row]:.6g} (sigma ≤ {np.sqrt(limit[row]):.6g})"
+        raise _row_error(steps, row, f"sigma is {sigma[row]:.6g}; needs {allowed}")
+    for row in np.flatnonzero(~((noise >= 0) & np.isfinite(noise))):
+        raise _row_error(steps, row, f"noise is {noise[row]:.6g}; needs a finite noise ≥ 0")
+    return StepTable(
+        t=t.astype(np.int32),
+        s=s.astype(np.int32),
+        alpha_bar_t=steps.alpha_bar_t,
+        alpha_bar_s=steps.alpha_bar_s,
+        sigma=sigma,
+        noise=noise,
     )
-    _check_rows(
-        steps, "noise", noise, (noise >= 0) & np.isfinite(noise), "a finite noise ≥ 0", None
-    )
-    return StepTable(t.astype(np.int32), steps.alpha_bar_t, steps.alpha_bar_s, sigma, noise, t > s)
 
 
 def stack_tables(tables: Sequence[StepTable]) -> StepTable:
-    """Several tables as one, so that one program runs them all.
+    """Several tables as one with leaves (E, S_max), so that one program runs them all.
 
-    Equation: row e is table e, filled up at its end with inactive rows (t = 0, ᾱ = 1, no noise).
+    Shorter ones are padded at the end with inactive rows: t = s = 0, ᾱ = 1, no noise.
 
-    Args:
-        tables: at least one StepTable with leaves (S_e,).
-
-    Returns:
-        StepTable with leaves (E, S_max), for `sample_many`.
-
-    Raises:
-        ValueError: no table.
-
-    >>> from ddim_jax import alpha_bars, eta, linear_betas, uniform_timesteps
-    >>> tables = [step_table(alpha_bars(linear_betas(1000)), uniform_timesteps(1000, S), eta(0.0)) for S in (2, 3)]
+    >>> from ddim_jax import eta
+    >>> tables = [step_table([1.0, 0.8, 0.5], tau, eta(0.0)) for tau in ([2], [1, 2])]
     >>> stack_tables(tables).active.tolist()
-    [[True, True, False], [True, True, True]]
+    [[True, False], [True, True]]
     """
     if not tables:
         raise ValueError("tables is empty; give at least one StepTable.")
     longest = max(len(table.t) for table in tables)
-    fill = (0, 1.0, 1.0, 0.0, 0.0, False)
 
-    def padded(table: StepTable) -> StepTable:
+    def padded(table: StepTable, name: str) -> np.ndarray:
+        value = 1 if name.startswith("alpha_bar") else 0
         width = (0, longest - len(table.t))
-        leaves = zip(table, fill, strict=True)
-        return StepTable(
-            *(np.pad(np.asarray(leaf), width, constant_values=value) for leaf, value in leaves)
-        )
+        return np.pad(np.asarray(getattr(table, name)), width, constant_values=value)
 
-    return StepTable(*(np.stack(leaves) for leaves in zip(*map(padded, tables), strict=True)))
+    names = StepTable._fields
+    return StepTable(
+        **{name: np.stack([padded(table, name) for table in tables]) for name in names}
+    )
 
 
 def ddim_step(
-    x_t: Images,
-    prediction: Prediction,
-    z: Images | None,
-    row: StepTable,
+    x_t: Images, prediction: Prediction, z: Images | None, row: StepTable
 ) -> Float[Array, "..."]:
-    """One step of the generalised reverse process.
+    """x_s by Eq. 12 for a row with scalar leaves; x_t itself if the row is inactive.
 
-    Equation: x_s = √ᾱ_s x̂_0 + √(1 − ᾱ_s − sigma²) ε̂ + noise · z; x_t itself where the row is not active.
+    Without z it is the mean of x_s, Eq. 12 without its last term.
 
-    Args:
-        x_t: images at time t (B, H, W, C), or any shape.
-        prediction: x̂_0 and ε̂ at (x_t, t), the shape of x_t.
-        z: standard normal noise, the shape of x_t; None: the mean of x_s, without the last term.
-        row: one row of a StepTable, scalar leaves.
-
-    Returns:
-        x_s, the shape and dtype of x_t.
-
-    Raises:
-        ValueError: shapes that differ.
-
-    >>> row = StepTable(2, 0.36, 0.64, 0.0, 0.0, True)
-    >>> ddim_step(jnp.ones(1), Prediction(jnp.ones(1), jnp.ones(1)), jnp.zeros(1), row).round(6).tolist()
+    >>> row = StepTable(t=2, s=1, alpha_bar_t=0.36, alpha_bar_s=0.64, sigma=0.0, noise=0.0)
+    >>> prediction = Prediction(jnp.ones(1), jnp.ones(1))
+    >>> ddim_step(jnp.ones(1), prediction, jnp.zeros(1), row).round(6).tolist()
     [1.399999976158142]
-
-    Source: arXiv:2010.02502, Eq. 12.
     """
-    x_hat_0, epsilon_hat = prediction
-    shapes = [jnp.shape(value) for value in (x_t, x_hat_0, epsilon_hat, x_t if z is None else z)]
+    check_shapes(x_t, prediction, z)
+    x_s = equation_12(prediction, 0.0 if z is None else z, row)
+    return jnp.where(row.active, x_s, x_t).astype(jnp.result_type(x_t))
+
+
+def equation_12(
+    prediction: Prediction, z: Any | Callable[[], Any], row: StepTable
+) -> Float[Array, "..."]:
+    """(1), also for an inactive row. If z is a function, it is called only if the row has noise."""
+    predicted_x_0 = jnp.sqrt(row.alpha_bar_s) * prediction.x_0
+    direction_to_x_t = direction_scale(row.alpha_bar_s, row.sigma) * prediction.epsilon
+    mean = predicted_x_0 + direction_to_x_t
+
+    def with_random_noise(z):
+        return (mean + row.noise * z).astype(mean.dtype)
+
+    if not callable(z):
+        return with_random_noise(z)
+    return jax.lax.cond(row.noise > 0, lambda: with_random_noise(z()), lambda: mean)
+
+
+def check_shapes(x_t: Images, prediction: Prediction, z: Images | None = None) -> None:
+    """Refuse arrays that would broadcast in (1)."""
+    shapes = [jnp.shape(value) for value in (x_t, *prediction, x_t if z is None else z)]
     if len(set(shapes)) > 1:
         raise ValueError(
             "x_t, x̂_0, ε̂ and z have shapes {}, {}, {} and {}; they must be equal.".format(*shapes)
         )
-    predicted_x_0 = jnp.sqrt(row.alpha_bar_s) * x_hat_0
-    direction_to_x_t = direction_scale(row.alpha_bar_s, row.sigma) * epsilon_hat
-    x_s = predicted_x_0 + direction_to_x_t
-    if z is not None:
-        x_s = x_s + row.noise * z
-    return jnp.where(row.active, x_s, x_t).astype(jnp.result_type(x_t))
 
 
 def _checked_alpha_bar(alpha_bar: Numbers) -> Float[np.ndarray, " times"]:
@@ -176,10 +159,10 @@ def _checked_alpha_bar(alpha_bar: Numbers) -> Float[np.ndarray, " times"]:
         raise ValueError(
             f"alpha_bar[0] is {values[0]:.6g}; time 0 is data, where ᾱ is 1: use alpha_bars(betas)."
         )
-    bad = np.flatnonzero(~((np.diff(values) < 0) & (values[1:] >= 0)))
-    if bad.size:
+    for i in np.flatnonzero(~((np.diff(values) < 0) & (values[1:] >= 0))):
         raise ValueError(
-            f"alpha_bar[{bad[0] + 1}] is {values[bad[0] + 1]:.6g} after {values[bad[0]]:.6g}; ᾱ must fall strictly and stay ≥ 0."
+            f"alpha_bar[{i + 1}] is {values[i + 1]:.6g} after {values[i]:.6g}; "
+            "ᾱ must decrease strictly and stay ≥ 0."
         )
     return values
 
@@ -187,34 +170,20 @@ def _checked_alpha_bar(alpha_bar: Numbers) -> Float[np.ndarray, " times"]:
 def _check_timesteps(tau: np.ndarray, T: int, allow_repeats: bool) -> None:
     if tau.ndim != 1 or not tau.size or not np.issubdtype(tau.dtype, np.integer):
         raise ValueError(
-            f"timesteps have shape {tau.shape} and dtype {tau.dtype}; give integers of shape (S,), S ≥ 1."
+            f"timesteps have shape {tau.shape} and dtype {tau.dtype}; "
+            "give integers of shape (S,), S ≥ 1."
         )
     if len(tau) > T and not allow_repeats:
         raise ValueError(f"timesteps hold {len(tau)} times; there are only T = {T} noisy ones.")
-    outside = np.flatnonzero((tau < 1) | (tau > T))
-    if outside.size:
-        raise ValueError(
-            f"timesteps[{outside[0]}] is {tau[outside[0]]}; noisy times are 1 to T = {T}."
-        )
-    falling = np.flatnonzero(np.diff(tau) < (0 if allow_repeats else 1))
-    if falling.size:
-        i = falling[0] + 1
+    for i in np.flatnonzero((tau < 1) | (tau > T)):
+        raise ValueError(f"timesteps[{i}] is {tau[i]}; noisy times are 1 to T = {T}.")
+    for i in np.flatnonzero(np.diff(tau) < (0 if allow_repeats else 1)) + 1:
+        repeats = " (allow_repeats=True takes repeats, as in the official code)"
         raise ValueError(
             f"timesteps[{i}] is {tau[i]} after {tau[i - 1]}; times must be strictly increasing"
-            f"{' or repeated' if allow_repeats else ' (allow_repeats=True takes repeats, as in the official code)'}."
+            f"{' or repeated' if allow_repeats else repeats}."
         )
 
 
-def _check_rows(
-    steps: Steps,
-    name: str,
-    values: np.ndarray,
-    good: np.ndarray,
-    rule: str,
-    limit: np.ndarray | None,
-) -> None:
-    for row in np.flatnonzero(~good)[:1]:
-        bound = "" if limit is None else f" = {limit[row]:.6g} (sigma ≤ {np.sqrt(limit[row]):.6g})"
-        raise ValueError(
-            f"row {row} (t={steps.t[row]} to s={steps.s[row]}): {name} is {values[row]:.6g}; needs {rule}{bound}."
-        )
+def _row_error(steps: Steps, row: Integer, problem: str) -> ValueError:
+    return ValueError(f"row {row} (t={steps.t[row]} to s={steps.s[row]}): {problem}.")

@@ -8,8 +8,7 @@ from jaxtyping import Array, Float
 
 Integer = int | np.integer
 Real = float | int | np.number
-Numbers = (
-    ArrayLike | Sequence
-)  # a number, an array of NumPy or JAX, or nested lists: what np.asarray takes
-# (B, H, W, C), or any shape. That two shapes agree is checked by the functions, which say so in a ValueError.
+# A number, a NumPy or JAX array, or nested lists: what np.asarray accepts.
+Numbers = ArrayLike | Sequence
+# (B, H, W, C), or any shape. Functions check that shapes agree; if not: ValueError.
 Images = Float[Array | np.ndarray, "..."]

@@ -44,6 +44,18 @@ def test_encode_is_the_paper_update_with_s_and_t_exchanged(alpha_bar):
         f = (x - np.sqrt(1 - alpha_bar[s]) * eps) / np.sqrt(alpha_bar[s])
         x = np.sqrt(alpha_bar[t]) * f + np.sqrt(1 - alpha_bar[t]) * eps
     np.testing.assert_allclose(encode(denoise, jnp.asarray(x_0, jnp.float32), table), x, rtol=1e-4)
+    # The rows up to a time in between and those from it: a row knows where it goes.
+    upper, lower = (
+        jax.tree.map(lambda leaf, part=part: leaf[part], table) for part in (slice(3), slice(3, 7))
+    )
+    halfway = encode(denoise, jnp.asarray(x_0, jnp.float32), lower)
+    np.testing.assert_allclose(encode(denoise, halfway, upper), x, rtol=1e-4)
+    # Repeats are skipped, as in the official sequences.
+    repeated = step_table(alpha_bar, np.sort([*tau, *tau[2:4]]), eta(0.0), allow_repeats=True)
+    assert np.sum(~repeated.active) == 2
+    np.testing.assert_allclose(
+        encode(denoise, jnp.asarray(x_0, jnp.float32), repeated), x, rtol=1e-4
+    )
     # Padding is skipped, and the last true row still goes down to 0.
     longer = step_table(alpha_bar, uniform_timesteps(1000, 9), eta(0.0))
     padded = jax.tree.map(lambda leaf: leaf[0], stack_tables([table, longer]))

@@ -10,10 +10,11 @@ import pytest
 
 from ddim_jax import (
     clip_x0,
-    ddim_step,
     denoiser,
     eta,
+    image_keys,
     official_timesteps,
+    sample,
     sigma_hat,
     step_table,
     trailing_timesteps,
@@ -27,7 +28,7 @@ CASES = sorted(
 
 @pytest.fixture(scope="module")
 def sampler(alpha_bar):
-    """(kind, wrap) → the jitted loop over steps, with the noise of each given."""
+    """(kind, wrap) → the jitted sampler, with the noise of each step given."""
 
     def network(params, x, t):
         t = t.reshape(-1, 1, 1, 1)
@@ -38,14 +39,8 @@ def sampler(alpha_bar):
     @functools.cache
     def make(kind, wrap):
         denoise = wrap(denoiser(network, None, alpha_bar, kind))
-
-        def step(x_t, inputs):
-            row, z = inputs
-            return ddim_step(
-                x_t, denoise(x_t, jnp.broadcast_to(row.t, x_t.shape[:1])), z, row
-            ), None
-
-        return jax.jit(lambda x_T, table, noise: jax.lax.scan(step, x_T, (table, noise))[0])
+        keys = image_keys(0, range(2))  # of noise that is not drawn
+        return jax.jit(lambda x_T, table, noise: sample(denoise, x_T, table, keys, noise))
 
     return make
 
@@ -73,7 +68,8 @@ def test_official_trajectory(case, sampler, alpha_bar):
         DATA["x_T"], table, DATA["noise"][: len(tau)]
     )
     error = np.abs(x_0 - DATA[case]).max() / np.abs(DATA[case]).max()
-    # The official code computes in float32; with σ̂ it clips and re-derives ε, where a float64 loop differs by 7e-5.
+    # The official code computes in float32; with σ̂ it clips and re-derives ε, where a float64 loop
+    # differs by 7e-5.
     assert error <= (3e-4 if value == "hat" else 2e-5)
 
 
@@ -98,7 +94,8 @@ def test_diffusers_trajectory(case, sampler, alpha_bar):
         DATA["x_T"], table, DATA["noise"][: len(times)]
     )
     scale = np.abs(DATA[case]).max()
-    # Read as x_0, the network's η = 1 images at S = 50 are small (0.036). There the step to t = 1 decides: the argument of its
-    # √(1 − ᾱ_s − σ²) is small beside 1 − ᾱ_s = 1e-4, which a float32 table holds to 3e-8, and the images are 5e-6 off.
+    # Read as x_0, the network's η = 1 images at S = 50 are small (0.036). There the step to t = 1
+    # decides: the argument of its √(1 − ᾱ_s − σ²) is small beside 1 − ᾱ_s = 1e-4, which a float32
+    # table holds to 3e-8, and the images are 5e-6 off.
     small = case.startswith("diffusers/leading/sample/50/1.0")
     assert np.abs(x_0 - DATA[case]).max() <= (5e-6 if small else 2e-5 * scale)

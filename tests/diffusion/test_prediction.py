@@ -1,9 +1,12 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ddim_jax import (
+    Denoiser,
     Prediction,
     add_noise,
     alpha_bars,
@@ -22,6 +25,7 @@ from ddim_jax import (
     uniform_timesteps,
     zero_terminal_snr,
 )  # fmt: skip
+from ddim_jax.diffusion.prediction import PREDICTIONS
 from ddim_jax.training import epsilon_loss
 
 
@@ -57,6 +61,36 @@ def test_clipping(alpha_bar, rederive):
         assert abs(after.epsilon - before.epsilon)[0, 0] > 0.1
     else:
         np.testing.assert_array_equal(after.epsilon, before.epsilon)
+
+
+def test_a_denoiser_is_a_frozen_record_that_wrappers_keep(alpha_bar):
+    denoise = denoiser(lambda params, x, t: 0.5 * x, None, alpha_bar, "x_0")
+    assert denoise.alpha_bar is alpha_bar
+    assert denoise.kind == "x0"
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        denoise.kind = "v"
+    x, t = jnp.ones((1, 2)), jnp.array([9])
+    jax.tree.map(np.testing.assert_array_equal, denoise(x, t), denoise.call(x, t))
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(denoise)(x, t), denoise(x, t))
+    plain = lambda x, t: Prediction(x, x)  # noqa: E731
+    for wrap in (clip_x0, lambda d: dynamic_threshold(d, 99), lambda d: guided(d, plain, 2.0)):
+        wrapped = wrap(denoise)
+        assert isinstance(wrapped, Denoiser)
+        assert (wrapped.alpha_bar is alpha_bar, wrapped.kind) == (True, "x0")
+        assert (wrap(plain).alpha_bar, wrap(plain).kind) == (None, None)
+    assert (Denoiser(plain).alpha_bar, Denoiser(plain).kind) == (None, None)
+
+
+@pytest.mark.parametrize("kind", PREDICTIONS)
+def test_errors_of_every_prediction_are_proportional_to_those_of_x_0(kind, alpha_bar, float64):
+    x_0, epsilon, error = (jax.random.normal(jax.random.key(i), (3, 4)) for i in range(3))
+    t = np.array([20, 500, 900])
+    signal, noise = np.sqrt(alpha_bar[t])[:, None], np.sqrt(1 - alpha_bar[t])[:, None]
+    x_t, found = signal * x_0 + noise * epsilon, PREDICTIONS[kind]
+    y = found.target(x_0, epsilon, signal, noise)
+    of_x_0 = np.sum((found.pair(x_t, y + error, signal, noise).x_0 - x_0) ** 2, axis=1)
+    ratio = found.x_0_error(alpha_bar[t])
+    np.testing.assert_allclose(of_x_0, ratio * np.sum(error**2, axis=1), rtol=1e-6)
 
 
 def test_wrappers_stack_and_take_alpha_bar_from_the_caller_too(alpha_bar):

@@ -22,6 +22,7 @@ def test_rows_are_the_steps_of_tau_from_its_end(alpha_bar):
     np.testing.assert_array_equal(table.t, [700, 10, 3])
     np.testing.assert_array_equal(table.alpha_bar_t, alpha_bar[[700, 10, 3]])
     np.testing.assert_array_equal(table.alpha_bar_s, alpha_bar[[10, 3, 0]])
+    np.testing.assert_array_equal(table.s, [10, 3, 0])
     assert table.active.all()
     assert all(leaf.shape == (3,) for leaf in table)
 
@@ -32,13 +33,15 @@ def test_repeats_of_the_official_sequences_are_inactive(alpha_bar):
         step_table(alpha_bar, tau, ddpm())
     table = step_table(alpha_bar, tau, ddpm(), allow_repeats=True)
     assert np.sum(~table.active) == 4
+    np.testing.assert_array_equal(table.active, np.diff(np.append(tau[::-1], 0)) < 0)
+    np.testing.assert_array_equal(table.t[~table.active], table.s[~table.active])
     row = jax.tree.map(lambda leaf: leaf[~table.active][0], table)
     x = jnp.arange(4.0)
     np.testing.assert_array_equal(ddim_step(x, Prediction(x + 1, x + 2), x + 3, row), x)
 
 
 def test_a_step_against_scalar_arithmetic():
-    row = StepTable(t=2, alpha_bar_t=0.5, alpha_bar_s=0.64, sigma=0.36, noise=0.5, active=True)
+    row = StepTable(t=2, s=1, alpha_bar_t=0.5, alpha_bar_s=0.64, sigma=0.36, noise=0.5)
     x_s = ddim_step(
         jnp.array([9.0]), Prediction(jnp.array([10.0]), jnp.array([1.0])), jnp.array([2.0]), row
     )
@@ -47,30 +50,41 @@ def test_a_step_against_scalar_arithmetic():
     assert x_s[0] - mean[0] == pytest.approx(0.5 * 2.0, rel=1e-6)
 
 
+TOO_LARGE = r"row 0 \(t=101 to s=1\): sigma is 0.3; .* = 0.0001 \(sigma ≤ 0.01\)"
+INF, NAN = float("inf"), float("nan")
+
+
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("timesteps", "schedule", "message"),
     [
-        (lambda ab: step_table(ab, [1, 101], custom(0.3)), r"row 0 \(t=101 to s=1\): sigma is 0.3; .* = 0.0001 \(sigma ≤ 0.01\)"),
-        (lambda ab: step_table(ab, [1, 2], custom([0.0, 0.1])), r"row 1 \(t=1 to s=0\): sigma is 0.1"),
-        (lambda ab: step_table(ab, [1, 2], custom([-0.1, 0.0])), r"row 0 \(t=2 to s=1\): sigma is -0.1"),
-        (lambda ab: step_table(ab, [1, 2], custom([0.0, float("nan")])), "row 1 .*: sigma is nan"),
-        (lambda ab: step_table(ab, [1, 2], custom(0.0, [0.1, -0.2])), "row 1 .*: noise is -0.2"),
-        (lambda ab: step_table(ab, [1, 2], custom(0.0, [float("inf"), 0])), "row 0 .*: noise is inf"),
-        (lambda ab: step_table(ab, [1, 2], lambda steps: Sigmas(np.zeros(3), np.zeros(2))), r"sigma of shape \(3,\)"),
-        (lambda ab: step_table(ab, [0, 2], ddpm()), r"timesteps\[0\] is 0; noisy times are 1 to T = 1000"),
-        (lambda ab: step_table(ab, [1, 1001], ddpm()), r"timesteps\[1\] is 1001"),
-        (lambda ab: step_table(ab, [5, 3], ddpm()), r"timesteps\[1\] is 3 after 5"),
-        (lambda ab: step_table(ab, [5, 5], ddpm()), r"timesteps\[1\] is 5 after 5"),
-        (lambda ab: step_table(ab, [1.0, 2.0], ddpm()), "dtype float64"),
-        (lambda ab: step_table(ab, [], ddpm()), r"shape \(0,\)"),
-        (lambda ab: step_table(ab[1:], [1], ddpm()), r"alpha_bar\[0\] is 0.9999"),
-        (lambda ab: step_table(ab[::-1] / ab[-1], [1], ddpm()), r"alpha_bar\[1\] is"),
-        (lambda ab: ddim_step(np.ones(2), Prediction(np.ones(2), np.ones(2)), np.ones(1), step_table(ab, [1], ddpm())), "shapes"),
+        ([1, 101], custom(0.3), TOO_LARGE),
+        ([1, 2], custom([0.0, 0.1]), r"row 1 \(t=1 to s=0\): sigma is 0.1"),
+        ([1, 2], custom([-0.1, 0.0]), r"row 0 \(t=2 to s=1\): sigma is -0.1"),
+        ([1, 2], custom([0.0, NAN]), "row 1 .*: sigma is nan"),
+        ([1, 2], custom(0.0, [0.1, -0.2]), "row 1 .*: noise is -0.2"),
+        ([1, 2], custom(0.0, [INF, 0]), "row 0 .*: noise is inf"),
+        ([1, 2], lambda steps: Sigmas(np.zeros(3), np.zeros(2)), r"sigma of shape \(3,\)"),
+        ([0, 2], ddpm(), r"timesteps\[0\] is 0; noisy times are 1 to T = 1000"),
+        ([1, 1001], ddpm(), r"timesteps\[1\] is 1001"),
+        ([5, 3], ddpm(), r"timesteps\[1\] is 3 after 5"),
+        ([5, 5], ddpm(), r"timesteps\[1\] is 5 after 5"),
+        ([1.0, 2.0], ddpm(), "dtype float64"),
+        ([], ddpm(), r"shape \(0,\)"),
     ],
-)  # fmt: skip
-def test_refusals(call, message, alpha_bar):
+)
+def test_tables_are_refused(timesteps, schedule, message, alpha_bar):
     with pytest.raises(ValueError, match=message):
-        call(alpha_bar)
+        step_table(alpha_bar, timesteps, schedule)
+
+
+def test_refusals(alpha_bar):
+    with pytest.raises(ValueError, match=r"alpha_bar\[0\] is 0.9999"):
+        step_table(alpha_bar[1:], [1], ddpm())
+    with pytest.raises(ValueError, match=r"alpha_bar\[1\] is"):
+        step_table(alpha_bar[::-1] / alpha_bar[-1], [1], ddpm())
+    row = step_table(alpha_bar, [1], ddpm())
+    with pytest.raises(ValueError, match="shapes"):
+        ddim_step(np.ones(2), Prediction(np.ones(2), np.ones(2)), np.ones(1), row)
 
 
 def test_sigma_at_its_largest_is_allowed_and_rounding_forgiven(alpha_bar):

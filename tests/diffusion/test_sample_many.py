@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ddim_jax import (
+    StepTable,
     custom,
     ddpm,
     denoiser,
@@ -83,6 +84,9 @@ def test_padding_is_inactive(alpha_bar):
     for i, table in enumerate(tables):
         for leaf, whole in zip(table, stacked, strict=True):
             np.testing.assert_array_equal(whole[i, : len(leaf)], leaf)
+            assert whole.dtype == leaf.dtype
+    padding = jax.tree.map(lambda leaf: leaf[1, 1:].tolist(), stacked)
+    assert padding == StepTable([0] * 4, [0] * 4, [1.0] * 4, [1.0] * 4, [0.0] * 4, [0.0] * 4)
     with pytest.raises(ValueError, match="tables is empty"):
         stack_tables([])
     with pytest.raises(ValueError, match=r"must be \(E, S\)"):

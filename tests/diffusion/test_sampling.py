@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ddim_jax import (
+    Prediction,
     custom,
     denoiser,
     eta,
@@ -13,6 +14,7 @@ from ddim_jax import (
     sample,
     sample_path,
     sigma_hat,
+    stack_tables,
     step_table,
     uniform_timesteps,
 )  # fmt: skip
@@ -48,9 +50,10 @@ def run(alpha_bar):
 
 def paper(alpha_bar, tau, sigma, noise, keys):
     """Eq. 12 as a loop in float64; arrays in sampling order."""
-    normal = lambda key, t: np.asarray(
-        jax.random.normal(jax.random.fold_in(key, t), SHAPE), np.float64
-    )  # noqa: E731
+
+    def normal(key, t):
+        return np.asarray(jax.random.normal(jax.random.fold_in(key, t), SHAPE), np.float64)
+
     x = np.stack([normal(key, 0) for key in keys])
     path = []
     for i, t in enumerate(tau[::-1]):
@@ -123,46 +126,50 @@ def test_inactive_rows_change_nothing_and_call_no_noise(alpha_bar):
     padded = jax.tree.map(
         lambda leaf: np.concatenate([leaf[:2], leaf[:1], leaf[2:], leaf[:1]]), table
     )
-    padded = padded._replace(active=np.array([1, 1, 0, 1, 1, 1, 0], bool))
+    padded = padded._replace(s=np.where([0, 0, 1, 0, 0, 0, 1], padded.t, padded.s))
     np.testing.assert_allclose(
         sample(*arguments, padded, keys), sample(*arguments, table, keys), rtol=1e-6
     )
 
 
-def test_the_noise_of_an_image_is_its_own(alpha_bar):
-    """Bit for bit: alone, in batches of 7 and 64, at another place, and over 1, 2 and 8 devices."""
-    alone = np.asarray(jax.jit(lambda keys: initial_noise(keys, SHAPE))(image_keys(9, [42])))[0]
-    for indices in (range(36, 43), range(42, 106), range(0, 64)):
-        batch = np.asarray(jax.jit(lambda keys: initial_noise(keys, SHAPE))(image_keys(9, indices)))
-        np.testing.assert_array_equal(batch[list(indices).index(42)], alone)
-    traced = jax.jit(lambda indices: initial_noise(image_keys(9, indices), SHAPE))(
-        jnp.arange(40, 45)
-    )
-    np.testing.assert_array_equal(traced[2], alone)
-    for devices in (1, 2, 8):
-        mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",))
-        split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-        batch = jax.jit(lambda keys: initial_noise(keys, SHAPE), in_shardings=split)(
-            image_keys(9, range(40, 56))
-        )
-        assert len(batch.sharding.device_set) == devices
-        np.testing.assert_array_equal(np.asarray(batch)[2], alone)
+OWN = custom(0.0, [0.3, 0.0, 0.1, 0.0, 0.2])
 
 
-def test_images_and_seeds_and_times_have_different_noise():
-    noise = np.asarray(initial_noise(image_keys(0, range(50)), (20, 20, 1)))
-    other = np.asarray(initial_noise(image_keys(1, range(50)), (20, 20, 1)))
-    together = np.concatenate([noise, other]).reshape(100, -1)
-    correlation = np.corrcoef(together) - np.eye(100)
-    assert np.abs(correlation).max() < 6 / np.sqrt(400)
-    assert abs(noise.mean()) < 4 / np.sqrt(noise.size)
-    assert abs(noise.std() - 1) < 4 / np.sqrt(2 * noise.size)
+@pytest.mark.parametrize("schedule", [eta(1.0), sigma_hat(), OWN])
+def test_noise_that_is_given_equals_noise_that_is_drawn(alpha_bar, schedule):
+    keys = image_keys(5, [3, 1])
+    table = step_table(alpha_bar, uniform_timesteps(1000, 5), schedule)
+    draw = lambda key, t: jax.random.normal(jax.random.fold_in(key, t), SHAPE)  # noqa: E731
+    noise = jnp.stack([jnp.stack([draw(key, t) for key in keys]) for t in table.t])
+    denoise = denoiser(lambda params, x, t: 0.5 * jnp.sin(x), None, alpha_bar)
+    x_T = initial_noise(keys, SHAPE)
+    drawn = jax.jit(lambda: sample_path(denoise, x_T, table, keys))()
+    given = jax.jit(lambda noise: sample_path(denoise, x_T, table, keys, noise))(noise)
+    for a, b in zip(jax.tree.leaves(drawn), jax.tree.leaves(given), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6 * np.abs(b).max())
+    alone = jax.jit(lambda noise: sample(denoise, x_T, table, keys, noise=noise))(noise)
+    np.testing.assert_array_equal(alone, given[0])
+    other = sample(denoise, x_T, table, keys, noise=-noise)
+    assert np.abs(other - alone).max() > 0.01
 
 
-def test_another_default_generator_does_not_change_the_noise():
-    before = np.asarray(initial_noise(image_keys(0, [1]), (4,)))
-    with jax.default_prng_impl("rbg"):
-        np.testing.assert_array_equal(initial_noise(image_keys(0, [1]), (4,)), before)
+@pytest.mark.parametrize("schedule", [eta(0.0), eta(1.0), sigma_hat()])
+def test_padding_changes_no_bits(alpha_bar, schedule):
+    """Neither of the images nor of the trajectory, which padding lengthens by the image itself."""
+    keys = image_keys(5, [3, 1])
+    table = step_table(alpha_bar, uniform_timesteps(1000, 5), schedule)
+    denoise = denoiser(lambda params, x, t: 0.5 * jnp.sin(x), None, alpha_bar)
+    run = jax.jit(lambda table: sample_path(denoise, initial_noise(keys, SHAPE), table, keys))
+    x_0, seen = run(table)
+    for S in (6, 11):
+        longer = step_table(alpha_bar, uniform_timesteps(1000, S), eta(0.5))
+        padded = jax.tree.map(lambda leaf: leaf[0], stack_tables([table, longer]))
+        assert (len(padded.t), padded.active.sum()) == (S, 5)
+        padded_x_0, padded_seen = run(padded)
+        np.testing.assert_array_equal(padded_x_0, x_0)
+        for short, long in zip(seen, padded_seen, strict=True):
+            np.testing.assert_array_equal(long[:5], short)
+            np.testing.assert_array_equal(long[5:], np.broadcast_to(x_0, (S - 5, *x_0.shape)))
 
 
 def test_gradients_through_the_sampler(alpha_bar):
@@ -199,10 +206,6 @@ def test_gradients_through_the_sampler(alpha_bar):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda table: image_keys(-1, [0]), "seed is -1"),
-        (lambda table: image_keys(2**32, [0]), "seed is 4294967296"),
-        (lambda table: image_keys(0, [-1]), "indices"),
-        (lambda table: image_keys(0, [[1]]), "one-dimensional"),
         (
             lambda table: sample(len, jnp.ones((3, 2)), table, image_keys(0, [0])),
             r"keys have shape \(1,\) for x_T of shape \(3, 2\)",
@@ -212,6 +215,18 @@ def test_gradients_through_the_sampler(alpha_bar):
                 len, jnp.ones((1, 2)), table._replace(noise=np.zeros(3)), image_keys(0, [0])
             ),
             "leaves",
+        ),
+        (
+            lambda table: sample(
+                len, jnp.ones((1, 2)), table, image_keys(0, [0]), noise=jnp.ones((4, 2))
+            ),
+            r"noise has shape \(4, 2\); it must be \(4, 1, 2\)",
+        ),
+        (
+            lambda table: sample(
+                lambda x, t: Prediction(x, x.T), jnp.ones((1, 2)), table, image_keys(0, [0])
+            ),
+            r"have shapes \(1, 2\), \(1, 2\), \(2, 1\)",
         ),
     ],
 )

@@ -14,6 +14,7 @@ from ddim_jax import (
     sigmoid_betas,
     zero_terminal_snr,
 )  # fmt: skip
+from ddim_jax.diffusion.schedules import BETAS
 
 
 def test_linear_betas_and_alpha_bar_agree_with_exact_arithmetic():
@@ -57,6 +58,21 @@ def test_the_other_schedules_of_the_official_code():
     assert alpha_bars(jsd_betas(1000))[-1] == 0
 
 
+def test_schedules_by_name_ignore_what_they_have_no_use_for():
+    given = (7, 1e-3, 0.1)
+    expected = {
+        "linear": linear_betas(*given),
+        "cosine": cosine_betas(7),
+        "quadratic": quadratic_betas(*given),
+        "sigmoid": sigmoid_betas(*given),
+        "constant": constant_betas(7, 0.1),
+        "jsd": jsd_betas(7),
+    }
+    assert BETAS.keys() == expected.keys()
+    for name, betas in expected.items():
+        np.testing.assert_array_equal(BETAS[name](*given), betas)
+
+
 @pytest.mark.parametrize("betas", [linear_betas(), cosine_betas(), quadratic_betas()])
 def test_zero_terminal_snr_is_an_affine_map_of_the_root(betas):
     before = alpha_bars(betas)
@@ -80,7 +96,7 @@ def test_zero_terminal_snr_is_an_affine_map_of_the_root(betas):
         (lambda: constant_betas(3, 2.0), "β_1 is 2"),
         (lambda: jsd_betas(0), "num_steps is 0"),
         (lambda: zero_terminal_snr([1.0, 0.5]), "T ≥ 2"),
-        (lambda: zero_terminal_snr([1.0, 0.5, 0.6]), "fall strictly"),
+        (lambda: zero_terminal_snr([1.0, 0.5, 0.6]), "decrease strictly"),
     ],
 )
 def test_refusals(call, message):

@@ -27,6 +27,7 @@ from ddim_jax import (
     step_table,
     uniform_timesteps,
 )  # fmt: skip
+from ddim_jax.diffusion.sigmas import SIGMAS
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def steps(alpha_bar):
 
 
 def test_eta_one_is_the_posterior_variance_of_ddpm(steps):
-    # β̃ from Gaussian conditioning: 1/β̃ = 1/var(x_s) + a²/β for x_t = a x_s + N(0, β), without Eq. 16.
+    # β̃ by Gaussian conditioning, without Eq. 16: for x_t = a x_s + N(0, β), 1/β̃ = 1/var x_s + a²/β.
     beta = 1 - steps.alpha_bar_t / steps.alpha_bar_s
     for row in range(3):
         precision = 1 / (1 - steps.alpha_bar_s[row]) + (1 - beta[row]) / beta[row]
@@ -68,6 +69,14 @@ def test_sigma_hat_has_a_noise_that_does_not_fit_under_the_root(steps, alpha_bar
     tau = uniform_timesteps(1000, 10)
     table = step_table(alpha_bar, tau, sigma_hat())
     assert np.sum(table.noise**2 > 1 - table.alpha_bar_s) == 3  # the reason for two numbers
+
+
+def test_families_by_name(steps):
+    expected = {"eta": eta(0.3), "ddpm": ddpm(), "hat": sigma_hat()}
+    assert SIGMAS.keys() == expected.keys()
+    for name, schedule in expected.items():
+        made = SIGMAS[name](*[0.3] * (name == "eta"))
+        np.testing.assert_array_equal(made(steps), schedule(steps))
 
 
 def test_custom_takes_scalars_and_arrays_and_noise_apart(steps):
@@ -108,7 +117,7 @@ TIMES = st.lists(st.integers(1, 998), min_size=1, max_size=6, unique=True).map(s
 
 
 def variance_after(row, x_0):
-    """Mean and variance of x_s given x_0 where x_t follows Eq. 4, by propagating them through a step's mean."""
+    """Mean and variance of x_s given x_0, where x_t follows Eq. 4, through the mean of a step."""
     at_t = q_marginal(x_0, row.alpha_bar_t)
 
     def mean(x_t):
@@ -145,7 +154,7 @@ def test_the_marginals_are_kept_by_those_that_promise_it(alpha_bar, tau, family,
 
 
 def test_analytic_is_the_conditional_variance_of_gaussian_data(alpha_bar, float64):
-    """The best Gaussian for q_σ(x_s | x_t) has its variance: σ² + (∂ mean/∂x_0)² Var(x_0 | x_t), exact for Gaussian data."""
+    """The variance of q_σ(x_s | x_t), σ² + (∂mean/∂x_0)² Var(x_0 | x_t), exact for Gaussians."""
     data_variance = 0.3
     tau = uniform_timesteps(1000, 8)
     signal = alpha_bar * data_variance + 1 - alpha_bar
@@ -156,9 +165,9 @@ def test_analytic_is_the_conditional_variance_of_gaussian_data(alpha_bar, float6
         for i in range(7):
             row = jax.tree.map(lambda leaf, i=i: leaf[i], table)
             x = jnp.ones((1,))
-            slope = jax.jacobian(
-                lambda x_0: q_reverse(x, x_0, row.alpha_bar_t, row.alpha_bar_s, row.sigma).mean
-            )(x)[0, 0]  # noqa: B023
+            arguments = (row.alpha_bar_t, row.alpha_bar_s, row.sigma)
+            mean = lambda x_0, x=x, rest=arguments: q_reverse(x, x_0, *rest).mean  # noqa: E731
+            slope = jax.jacobian(mean)(x)[0, 0]
             posterior = 1 / (1 / data_variance + row.alpha_bar_t / (1 - row.alpha_bar_t))
             assert row.noise**2 == pytest.approx(
                 float(row.sigma**2 + slope**2 * posterior), rel=1e-9

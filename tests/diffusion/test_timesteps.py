@@ -8,8 +8,9 @@ from ddim_jax import (
     trailing_timesteps,
     uniform_timesteps,
 )
+from ddim_jax.diffusion.timesteps import TIMESTEPS
 
-SEQUENCES = [uniform_timesteps, quadratic_timesteps, trailing_timesteps, linspace_timesteps]
+SEQUENCES = TIMESTEPS.values()
 
 
 @pytest.mark.parametrize("timesteps", SEQUENCES)
@@ -36,6 +37,11 @@ def test_ours_are_the_official_ones_where_those_are_sound():
             )
             if sound:
                 np.testing.assert_array_equal(ours(1000, S), official)
+
+
+def test_sequences_by_name():
+    assert [*TIMESTEPS] == ["uniform", "quadratic", "trailing", "linspace"]
+    assert all(sequence.__name__ == f"{name}_timesteps" for name, sequence in TIMESTEPS.items())
 
 
 def test_trailing_and_linspace_end_at_T_in_equal_steps():
