@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddim_jax.images import save_grid, to_uint8, to_unit_range
+from ddim_jax.images import save_grid, save_rows, to_uint8, to_unit_range
 
 
 def test_every_uint8_survives_the_round_trip():
@@ -36,3 +36,16 @@ def test_a_grid_shows_each_image_in_reading_order(tmp_path, count, grid, channel
     for i in range(count):
         top, left = 2 + 50 * (i // grid[1]), 2 + 50 * (i % grid[1])
         assert np.all(picture[top : top + 48, left : left + 48] == i)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_picture_of_rows_holds_the_pixels_magnified_by_a_whole_factor(channels, tmp_path):
+    rows = np.random.default_rng(0).integers(0, 256, (2, 5, 8, 8, channels), np.uint8)
+    save_rows(rows, tmp_path / "x.png", ["one", r"$\hat{x}_0$"], list("abcde"))
+    with Image.open(tmp_path / "x.png") as image:
+        pixels = np.asarray(image.convert("RGB"))[-102:, -252:]
+    assert np.all(pixels[[0, 1, 50, 51, 100, 101]] == 255)
+    tiles = pixels[2:, 2:].reshape(2, 50, 5, 50, 3)[:, :48, :, :48].transpose(0, 2, 1, 3, 4)
+    np.testing.assert_array_equal(
+        tiles, np.broadcast_to(rows.repeat(6, 2).repeat(6, 3), tiles.shape)
+    )

@@ -1,0 +1,104 @@
+"""Atomic file writes, digests of files and values, and JSON."""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary path to write to, which is renamed to `path` if the block succeeds.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "made" / "a.txt"
+    >>> with whole(path) as partial:
+    ...     _ = partial.write_text("all of it")
+    >>> path.read_text(), len(list(path.parent.iterdir()))
+    ('all of it', 1)
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all; missing directories are created."""
+    with whole(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def make_directory(directory: Path, flag: Path) -> None:
+    """Create the directory that --out names, or raise a ValueError that says why it failed."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"--out is {flag}, and {error.filename} cannot be made ({error.strerror}); "
+            "choose another place."
+        ) from error
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file, as `sha256sum` prints it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(*parts: Any) -> str:
+    """A SHA-256 of strings, numbers, settings and arrays.
+
+    >>> digest("a", 1) == digest("a", 1), digest(np.zeros(2)) == digest(np.zeros((2, 1)))
+    (True, False)
+    """
+    total = hashlib.sha256()
+    for part in parts:
+        array = isinstance(part, np.ndarray | jax.Array)
+        total.update(f"{part.shape}{part.dtype}".encode() if array else repr(part).encode())
+        total.update(np.ascontiguousarray(part).tobytes() if array else b"")
+    return total.hexdigest()
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON of values that may hold NumPy's numbers and paths; non-finite numbers become null.
+
+    >>> to_json({"a": np.float32(2), "b": float("nan"), "c": Path("x")})
+    '{"a": 2.0, "b": null, "c": "x"}'
+    """
+    return json.dumps(_plain(value), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def read_json(path: Path, wanted: str) -> dict[str, Any]:
+    """The object in a JSON file; if it fails, a ValueError says what to give instead."""
+    try:
+        values = json.loads(path.read_text())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); give {wanted}.") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); give {wanted}.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}, not an object; give {wanted}.")
+    return values
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
