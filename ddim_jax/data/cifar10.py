@@ -1,7 +1,8 @@
 """CIFAR-10 through tensorflow-datasets, prepared from the official archive without TensorFlow.
 
-The stock builder's preparation extracts and encodes with TensorFlow. Its description of the data set is used here, and
-its own file layout, so that `tfds.load("cifar10")` reads the result too; the records come from `tarfile` and Pillow.
+The stock builder extracts and encodes with TensorFlow. Here its description of the data set and its
+file layout are kept, so `tfds.load("cifar10")` can read the result; the records are made with
+`tarfile` and Pillow.
 """
 
 import hashlib
@@ -26,20 +27,15 @@ _TIMEOUT = 3.0  # seconds for the server to answer
 
 
 def is_prepared(data_dir: Path) -> bool:
-    """Whether data_dir holds CIFAR-10, found without importing tensorflow-datasets."""
+    """Whether data_dir holds CIFAR-10, without importing tensorflow-datasets."""
     return any(data_dir.glob("cifar10/*/dataset_info.json"))
 
 
 def prepare_cifar10(data_dir: Path, archive: str, sha256: str) -> None:
-    """Prepare CIFAR-10 in data_dir as array_record, if nothing is prepared there.
+    """Prepare CIFAR-10 as array_record in tensorflow-datasets' data_dir, unless it is there.
 
-    Args:
-        data_dir: the directory of tensorflow-datasets.
-        archive: path of cifar-10-binary.tar.gz; empty: the one in data_dir, downloaded if absent.
-        sha256: the SHA-256 that the archive must have.
-
-    Raises:
-        ValueError: no archive and no network, or an archive that is damaged; nothing half-written stays.
+    `archive` is the path of cifar-10-binary.tar.gz; if empty, the one in data_dir, downloaded if
+    absent. A missing or damaged archive raises a ValueError, and no partial files stay.
     """
     if is_prepared(data_dir):
         return
@@ -47,7 +43,8 @@ def prepare_cifar10(data_dir: Path, archive: str, sha256: str) -> None:
     if not path.is_file():
         if archive:
             raise ValueError(
-                f"--data.archive {path} does not exist; give the path of cifar-10-binary.tar.gz from {URL}."
+                f"--data.archive {path} does not exist; "
+                f"give the path of cifar-10-binary.tar.gz from {URL}."
             )
         _download(path, sha256)
     _verify(path, sha256)
@@ -64,26 +61,23 @@ def _download(path: Path, sha256: str) -> None:
         except (OSError, http.client.HTTPException) as error:
             answer.append(error)
 
-    # In a thread, since the time limit of a socket does not cover a name server that stays silent.
+    # In a thread, since a socket's time limit does not cover a DNS server that does not answer.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(_TIMEOUT + 0.5)
-    failure: Any = answer[0] if answer else TimeoutError("no answer")
-    if isinstance(failure, urllib.error.HTTPError):
-        failure.close()
-    if isinstance(failure, Exception):
+    response: Any = answer[0] if answer else TimeoutError("no answer")
+    if isinstance(response, urllib.error.HTTPError):
+        response.close()
+    if isinstance(response, Exception):
         raise ValueError(
-            f"CIFAR-10 is not prepared in {path.parent} and cannot be downloaded ({getattr(failure, 'reason', failure)}); "
+            f"CIFAR-10 is not prepared in {path.parent} and cannot be downloaded "
+            f"({getattr(response, 'reason', response)}); "
             f"put cifar-10-binary.tar.gz from {URL} at {path}."
         )
     partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with (
-            answer[0] as response,
-            Progress(transient=True) as progress,
-            open(partial, "wb") as file,
-        ):
+        with response, Progress(transient=True) as progress, open(partial, "wb") as file:
             task = progress.add_task("CIFAR-10", total=response.length)
             while chunk := response.read(1 << 20):
                 file.write(chunk)
@@ -92,7 +86,8 @@ def _download(path: Path, sha256: str) -> None:
         partial.replace(path)
     except (OSError, http.client.HTTPException) as error:
         raise ValueError(
-            f"the download of {URL} broke off ({error}); run the command again, or put the file at {path}."
+            f"the download of {URL} was interrupted ({error}); "
+            f"run the command again, or put the file at {path}."
         ) from error
     finally:
         partial.unlink(missing_ok=True)
@@ -100,40 +95,39 @@ def _download(path: Path, sha256: str) -> None:
 
 def _verify(path: Path, sha256: str) -> None:
     with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != sha256:
         raise ValueError(
-            f"{path} has the SHA-256 {found} and should have {sha256}; it is damaged: remove it and fetch it again from {URL}."
+            f"{path} has the SHA-256 {digest} and should have {sha256}; it is damaged: "
+            f"remove it and fetch it again from {URL}."
         )
 
 
 def _read_archive(path: Path) -> dict[str, np.ndarray]:
-    """The records of each split, (N, 3073) uint8; everything is checked before anything is written."""
-    records: dict[str, list[np.ndarray]] = {"train": [], "test": []}
+    """The records of each split, (N, 3073) uint8, checked before anything is written."""
+    records = {}
     try:
         with tarfile.open(path) as archive:
             for split, names in _FILES.items():
-                for name in names:
-                    file = archive.extractfile(f"cifar-10-batches-bin/{name}")
-                    records[split].append(
-                        np.frombuffer(file.read() if file else b"", np.uint8).reshape(-1, _RECORD)
-                    )
+                files = [archive.extractfile(f"cifar-10-batches-bin/{name}") for name in names]
+                parts = [np.frombuffer(file.read() if file else b"", np.uint8) for file in files]
+                records[split] = np.concatenate([part.reshape(-1, _RECORD) for part in parts])
     except (tarfile.TarError, OSError, EOFError, KeyError, ValueError) as error:
         raise ValueError(
             f"{path} is not the CIFAR-10 binary archive ({error}); fetch it again from {URL}."
         ) from error
-    whole = {split: np.concatenate(parts) for split, parts in records.items()}
-    for split, rows in whole.items():
-        if not len(rows) or rows[:, 0].max() > 9:
-            largest = rows[:, 0].max(initial=0)
+    for split, rows in records.items():
+        largest = rows[:, 0].max(initial=0)
+        if not len(rows) or largest > 9:
             raise ValueError(
-                f"{path} has {len(rows)} {split} records with labels up to {largest}; CIFAR-10 has labels 0 to 9."
+                f"{path} has {len(rows)} {split} records with labels up to {largest}; "
+                "CIFAR-10 has labels 0 to 9."
             )
-    return whole
+    return records
 
 
 def _write(records: dict[str, np.ndarray], data_dir: Path) -> None:
-    """Write the records where and as the stock builder does."""
+    """Write the records to the place and in the format of the stock builder."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.image_classification import cifar
 
@@ -144,7 +138,8 @@ def _write(records: dict[str, np.ndarray], data_dir: Path) -> None:
 
             def _split_generators(self, dl_manager: Any) -> Any:
                 self.info.features["label"].names = [
-                    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+                    "airplane", "automobile", "bird", "cat", "deer",
+                    "dog", "frog", "horse", "ship", "truck",
                 ]  # fmt: skip
                 return {
                     split: self._generate_examples(split, rows) for split, rows in records.items()
@@ -157,7 +152,7 @@ def _write(records: dict[str, np.ndarray], data_dir: Path) -> None:
 
     builder = Cifar10(data_dir=str(data_dir), file_format="array_record")
     parent = Path(builder.data_dir).parent
-    for left_over in parent.glob("*incomplete*"):  # of a preparation that was killed
+    for left_over in parent.glob("*incomplete*"):  # from an interrupted preparation
         shutil.rmtree(left_over)
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()

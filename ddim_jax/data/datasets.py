@@ -1,8 +1,8 @@
-"""Named sources of images: embedded, through tensorflow-datasets, or a folder. None of them needs TensorFlow."""
+"""Named sources of images: embedded, tensorflow-datasets, or a folder, all without TensorFlow."""
 
-import importlib.resources
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,74 +15,52 @@ from .cifar10 import prepare_cifar10
 
 Split = Literal["train", "test"]
 Images = UInt8[np.ndarray, "B H W C"]
+Indices = Int[np.ndarray, " B"]
+_EMBEDDED = {"digits": "digits8.npz", "emoji": "emoji32.npz"}
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
 class Dataset(NamedTuple):
-    """Images with random access: `read(indices (B,)) → uint8 (B, H, W, C)` for indices below `size`.
-
-    Where `classes` names any, `label(indices) → int32 (B,)` gives the place of each image's class among them.
-    """
+    """Images with random access; a label is the index of the image's class in `classes`."""
 
     name: str
     size: int
     shape: tuple[int, int, int]
     flippable: bool
-    read: Callable[[Int[np.ndarray, " B"]], Images]
+    read: Callable[[Indices], Images]
     classes: tuple[str, ...] = ()
-    label: Callable[[Int[np.ndarray, " B"]], Int[np.ndarray, " B"]] | None = None
+    label: Callable[[Indices], Int[np.ndarray, " B"]] | None = None
 
 
 def load_dataset(
     config: DataConfig, image_shape: tuple[int, int, int], split: Split = "train"
 ) -> Dataset:
-    """Open a data set.
+    """Open a data set; missing, broken or wrongly shaped data raise a ValueError with the remedy.
 
-    Args:
-        config: its source and where its files are.
-        image_shape: (H, W, C) that is wanted, H = W; `tfds:` and `folder:` images are resized and cropped to it.
-        split: "train" or "test"; a folder has "train" only.
-
-    Returns:
-        The data set. CIFAR-10 is prepared first if it is not.
-
-    Raises:
-        ValueError: data that are missing, broken or of another shape; the message says what to put where.
+    CIFAR-10 is prepared if necessary. Images of `tfds:` and `folder:` are cropped and resized to
+    image_shape (H, W, C), H = W. A folder has only the split "train".
 
     >>> load_dataset(DataConfig("digits"), (8, 8, 1)).size
     1437
     """
-    kind, _, name = config.source.partition(":")
-    if kind == "folder":
+    source, _, name = config.source.partition(":")
+    if source == "folder":
         return _folder(Path(name).expanduser(), image_shape, split)
-    if kind == "tfds":
+    if source == "tfds":
         return _tfds(name, config.directory(), image_shape, split)
-    if kind == "cifar10":
+    if source == "cifar10":
         prepare_cifar10(config.directory(), config.archive, config.archive_sha256)
-        # 32×32 images fit in memory, where a gather is far faster than decoding a PNG for every record.
+        # 32×32 images fit in memory, where indexing is far faster than decoding a PNG per record.
         records, classes = _records("cifar10", config.directory(), split)
         whole = records.__getitems__(list(range(len(records))))
-        images, labels = (
-            np.stack([record[name] for record in whole]) for name in ("image", "label")
-        )
+        images, labels = (np.stack([record[key] for record in whole]) for key in ("image", "label"))
         return _in_memory("cifar10", images, image_shape, True, labels, classes)
-    with (
-        importlib.resources.files(__package__)
-        .joinpath("embedded", _EMBEDDED[kind])
-        .open("rb") as file
-    ):
+    with (files(__package__) / "embedded" / _EMBEDDED[source]).open("rb") as file:
         arrays = np.load(file)
-        images, labels, classes = (
-            arrays[f"{split}_image"],
-            arrays[f"{split}_label"],
-            tuple(map(str, arrays["label_names"])),
-        )
-    return _in_memory(
-        kind, images, image_shape, False, labels, classes
-    )  # a mirrored digit or letter is another one
-
-
-_EMBEDDED = {"digits": "digits8.npz", "emoji": "emoji32.npz"}
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+        images, labels = arrays[f"{split}_image"], arrays[f"{split}_label"]
+        classes = tuple(map(str, arrays["label_names"]))
+    # Not flippable: a mirrored digit or letter has another meaning.
+    return _in_memory(source, images, image_shape, False, labels, classes)
 
 
 def _in_memory(
@@ -111,7 +89,7 @@ def _tfds(name: str, data_dir: Path, image_shape: tuple[int, int, int], split: S
         return _fit(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), image_shape)
 
     def read(indices: np.ndarray) -> Images:
-        # One read of many records is far faster than many reads of one.
+        # One read of many records is far faster than many reads of one record.
         return np.stack([fit(record["image"]) for record in records.__getitems__(indices.tolist())])
 
     def label(indices: np.ndarray) -> np.ndarray:
@@ -125,15 +103,18 @@ def _tfds(name: str, data_dir: Path, image_shape: tuple[int, int, int], split: S
 def _records(
     name: str, data_dir: Path, split: Split, images: bool = True
 ) -> tuple[Any, tuple[str, ...]]:
-    """The records of a prepared data set with random access, each a dict with an `image`; and the names of its classes."""
+    """The records of a prepared data set, dicts with an `image`, and the names of its classes."""
     import tensorflow_datasets as tfds
 
-    fix = f"`tfds build {name} --data_dir {data_dir} --file_format array_record` prepares it (that may need TensorFlow)"
+    fix = (
+        f"`tfds build {name} --data_dir {data_dir} --file_format array_record` prepares it "
+        "(that may need TensorFlow)"
+    )
     try:
         builder = tfds.builder(name, data_dir=str(data_dir), try_gcs=False)
     except (tfds.core.registered.DatasetNotFoundError, AssertionError) as error:
         raise ValueError(
-            f"tensorflow-datasets knows no data set {name!r}, and {data_dir} holds none of that name."
+            f"tensorflow-datasets knows no data set {name!r}, and {data_dir} has none of that name."
         ) from error
     if not builder.is_prepared():
         raise ValueError(f"the data set {name!r} is not prepared in {data_dir}: {fix}.")
@@ -142,14 +123,16 @@ def _records(
     classes = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
     if split not in splits or "image" not in features:
         raise ValueError(
-            f"the data set {name!r} has splits {splits} and features {features}; it needs {split!r} and 'image'."
+            f"the data set {name!r} has splits {splits} and features {features}; "
+            f"it needs {split!r} and 'image'."
         )
     try:
         decoders = None if images else {"image": tfds.decode.SkipDecoding()}
         return builder.as_data_source(split, decoders=decoders), classes
     except NotImplementedError as error:
         raise ValueError(
-            f"the data set {name!r} in {data_dir} is not stored as array_record: {fix}; or use another --data.data-dir."
+            f"the data set {name!r} in {data_dir} is not stored as array_record: {fix}; "
+            "or use another --data.data-dir."
         ) from error
 
 
@@ -160,12 +143,13 @@ def _folder(directory: Path, image_shape: tuple[int, int, int], split: Split) ->
         )
     if not directory.is_dir():
         raise ValueError(
-            f"{directory} is not a directory; give folder:PATH with the path of a directory of images."
+            f"{directory} is not a directory; give folder:PATH, the path of a directory of images."
         )
     paths = sorted(path for path in directory.rglob("*") if path.suffix.lower() in _SUFFIXES)
     if not paths:
         raise ValueError(
-            f"{directory} holds no images ({', '.join(sorted(_SUFFIXES))}); give the directory that has them."
+            f"{directory} holds no images ({', '.join(sorted(_SUFFIXES))}); "
+            "give the directory that has them."
         )
 
     def load(path: Path) -> np.ndarray:
@@ -177,24 +161,18 @@ def _folder(directory: Path, image_shape: tuple[int, int, int], split: Split) ->
                 f"{path} is not a readable image ({error}); repair it or remove it."
             ) from error
 
-    # All are decoded at once: a broken one is found before training starts, and a step then costs a gather.
+    # All are decoded at once: broken images are found before training, and a step only indexes.
     with ThreadPoolExecutor() as pool:
         images = np.stack(list(pool.map(load, paths)))
-    # A class is a sub-directory, where every image is in one.
+    # Subdirectories are classes if every image is in one.
     parents = [path.relative_to(directory).parts[0] for path in paths if path.parent != directory]
     classes = tuple(sorted(set(parents))) if len(parents) == len(paths) else ()
-    return _in_memory(
-        str(directory),
-        images,
-        image_shape,
-        True,
-        [classes.index(name) for name in parents if classes],
-        classes,
-    )
+    labels = [classes.index(name) for name in parents if classes]
+    return _in_memory(str(directory), images, image_shape, True, labels, classes)
 
 
 def _fit(image: Image.Image, image_shape: tuple[int, int, int]) -> np.ndarray:
-    """The centre square in the wanted size, as grey or as RGB on white."""
+    """The centre square, resized, as grey or as RGB on white."""
     size, channels = image_shape[0], image_shape[2]
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
@@ -202,7 +180,5 @@ def _fit(image: Image.Image, image_shape: tuple[int, int, int]) -> np.ndarray:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     # Cropped first: the filter would otherwise reach beyond the square.
-    image = image.crop((left, top, left + side, top + side)).resize(
-        (size, size), Image.Resampling.LANCZOS
-    )
-    return np.asarray(image).reshape(image_shape)
+    square = image.crop((left, top, left + side, top + side))
+    return np.asarray(square.resize((size, size), Image.Resampling.LANCZOS)).reshape(image_shape)

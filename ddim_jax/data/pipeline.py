@@ -1,4 +1,4 @@
-"""The stream of training batches: the step number is the whole state of the data."""
+"""The stream of training batches, whose only state is the step number."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..diffusion.randomness import Purpose
+from ..diffusion.keys import Purpose
 from ..images import to_unit_range
 from .datasets import Dataset
 
@@ -21,22 +21,12 @@ class Batch(NamedTuple):
 def batches(
     dataset: Dataset, batch_size: int, seed: int, start: int = 0, rows: slice = slice(None)
 ) -> Iterator[Batch]:
-    """Training batches from step `start` on, without end, read ahead by a thread.
+    """Training batches from step `start` on, without end, prefetched by threads.
 
-    Every epoch is another permutation of the data set, and the batch of a step depends on the seed and the step alone:
-    of several processes each computes the indices of the whole batch, and reads its rows of it.
-
-    Args:
-        dataset: the images.
-        batch_size: images a batch, over all processes.
-        seed: integer in 0 … 2³²−1.
-        start: the first step, ≥ 0.
-        rows: those of the batch that this process reads.
-
-    Yields:
-        Batch(x_0 float32 (B, H, W, C) in [−1, 1], label int32 (B,) or None), B the number of rows.
+    Every epoch is a new permutation of the data set, and a batch depends only on the seed and its
+    step: each process computes the indices of all `batch_size` images and reads its own `rows`.
     """
-    import grain  # a third of a second, which who only draws samples need not wait for
+    import grain  # a third of a second to import; sampling does not need it
 
     def read(indices: np.ndarray) -> Batch:
         mine = indices[rows]
@@ -46,14 +36,8 @@ def batches(
 
     # Grain takes an integer seed; the purpose is folded in as it is for JAX keys.
     data_seed = int(np.random.SeedSequence([seed, int(Purpose.DATA)]).generate_state(1)[0])
-    steps = (
-        grain.MapDataset.range(dataset.size)
-        .seed(data_seed)
-        .shuffle()
-        .repeat()
-        .batch(batch_size, drop_remainder=True)
-        .map(read)
-    )
+    order = grain.MapDataset.range(dataset.size).seed(data_seed).shuffle().repeat()
+    steps = order.batch(batch_size, drop_remainder=True).map(read)
     return iter(
         steps[start:].to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8))
     )

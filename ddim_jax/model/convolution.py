@@ -1,18 +1,21 @@
-"""The UNet's convolutions in the forms that XLA for CPUs is quick at; elsewhere they are `jax.lax.conv_general_dilated`'s.
+"""The UNet's convolutions, in forms that are fast on CPUs; other devices use XLA's own.
 
-    (1)  y[h, w] = Σ_ab x[h + a, w + b] k[a, b]                              a convolution,
-    (2)  ∂L/∂k[a, b] = Σ_hw x[h + a, w + b]ᵀ ∂L/∂y[h, w]                     and the gradient of its kernel.
-    (3)  To repeat each pixel and then to convolve with 3×3 is to convolve the small image with 2×2, once for each of the
-         2×2 pixels that become of one: of three taps in a row or a column two meet the same pixel, so their weights add up:
-             even rows:  k_0 x[h − 1] + (k_1 + k_2) x[h]          odd rows:  (k_0 + k_1) x[h] + k_2 x[h + 1]
-    (4)  Two neighbours of three taps take 4 products instead of 6 (Winograd; Lavin and Gray, arXiv:1509.09308, section 4):
-             k_0 x_0 + k_1 x_1 + k_2 x_2 = m_0 + m_1 + m_2             m_0 = k_0 (x_0 − x_2)      m_3 = k_2 (x_1 − x_3)
-             k_0 x_1 + k_1 x_2 + k_2 x_3 = m_1 − m_2 − m_3             m_1 = ½(k_0 + k_1 + k_2) (x_1 + x_2)
-                                                                       m_2 = ½(k_0 − k_1 + k_2) (x_2 − x_1)
+    (1)  y[h, w] = Σ_ab x[h + a, w + b] k[a, b]                  a convolution
+    (2)  ∂L/∂k[a, b] = Σ_hw x[h + a, w + b]ᵀ ∂L/∂y[h, w]         the gradient of its kernel
+    (3)  Repeating each pixel 2×2 times and convolving with 3×3 equals four convolutions of the
+         small image with 2×2, one for each position in the 2×2 pixels. Of three taps in a row or
+         column, two meet the same pixel, so their weights add up:
+             even:  k_0 x[h − 1] + (k_1 + k_2) x[h]       odd:  (k_0 + k_1) x[h] + k_2 x[h + 1]
+    (4)  Two adjacent outputs of three taps take 4 products, not 6 (Winograd; Lavin and Gray,
+         arXiv:1509.09308, section 4):
+             k_0 x_0 + k_1 x_1 + k_2 x_2 = m_0 + m_1 + m_2      m_0 = k_0 (x_0 − x_2)
+             k_0 x_1 + k_1 x_2 + k_2 x_3 = m_1 − m_2 − m_3      m_1 = ½(k_0 + k_1 + k_2) (x_1 + x_2)
+                                m_3 = k_2 (x_1 − x_3)           m_2 = ½(k_0 − k_1 + k_2) (x_2 − x_1)
 
-(3) has 4/9 of the multiplications, so has (4) in both directions. (1) and (2) of a 1×1 kernel are matrix products. Of larger
-kernels XLA computes (2) as a convolution whose window is the image and whose features are the images of the batch, too few for
-a quick inner loop; `_kernel_gradient` poses it as a convolution over rows, whose features are the pixels of a row of all images.
+(3), and (4) in both directions, take 4/9 of the multiplications. For a 1×1 kernel (1) and (2) are
+matrix products. XLA computes (2) of larger kernels as a convolution whose window is the image and
+whose features are the images of the batch, too few for a fast inner loop. `_kernel_gradient` makes
+it a convolution over rows, whose features are the pixels of a row in all images.
 
 All functions have the signature of `jax.lax.conv_general_dilated`, for `nnx.Conv`.
 """
@@ -37,14 +40,10 @@ def convolution(x: Maps, kernel: Kernel, strides: Any, padding: Any, **options: 
             x, kernel[0, 0], (((3,), (0,)), ((), ())), precision=options["precision"]
         )
     pads = _pads(x, kernel, padding)
-    # Fewer channels gain nothing by (4), and fewer than 32 bits would lose some.
-    large = min(x.shape[1:3]) >= 4 and min(kernel.shape[2:]) >= 64 and x.dtype.itemsize >= 4
-    if (
-        large
-        and kernel.shape[:2] == (3, 3)
-        and pads == [(1, 1), (1, 1)]
-        and x.shape[1] % 2 == x.shape[2] % 2 == 0
-    ):
+    # With fewer channels (4) gains nothing; below 32 bits it would lose precision.
+    wide = min(kernel.shape[2:]) >= 64 and x.dtype.itemsize >= 4
+    even = min(x.shape[1:3]) >= 4 and x.shape[1] % 2 == x.shape[2] % 2 == 0
+    if wide and even and kernel.shape[:2] == (3, 3) and pads == [(1, 1), (1, 1)]:
         return _winograd(x, kernel, options["precision"])
     return lax.conv_general_dilated(x, kernel, strides, pads, **options)
 
@@ -52,7 +51,7 @@ def convolution(x: Maps, kernel: Kernel, strides: Any, padding: Any, **options: 
 def convolution_to_train(
     x: Maps, kernel: Kernel, strides: Any, padding: Any, **options: Any
 ) -> Maps:
-    """(1), whose gradient is (2) as above; it knows reverse-mode differentiation only; without (4), for its compilation."""
+    """(1) with (2) as described above, reverse mode only; without (4), which is slow to compile."""
     if kernel.shape[:2] == (1, 1) or tuple(strides) != (1, 1) or not _on_cpu():
         return convolution(x, kernel, strides, padding, **options)
     pads = _pads(x, kernel, padding)
@@ -66,7 +65,7 @@ def convolution_to_train(
 
     def backward(kept: Any, g: Maps) -> tuple[Maps, Kernel]:
         x, kernel = kept
-        # The gradient of x is a convolution, too: the kernel mirrored, inputs and outputs exchanged.
+        # The gradient of x is a convolution with the kernel mirrored, inputs and outputs exchanged.
         mirrored = kernel[::-1, ::-1].swapaxes(2, 3)
         opposite = [
             (size - 1 - low, size - 1 - high)
@@ -80,29 +79,27 @@ def convolution_to_train(
 
 
 def _kernel_gradient(x: Maps, g: Maps, shape: tuple[int, ...], pads: Any, precision: Any) -> Kernel:
-    """(2) as a convolution over rows, its features the columns of all images: of x, and of g moved by b, for each b."""
+    """(2) as a convolution over rows, its features the columns of x, and of g shifted by each b."""
     rows, columns, inputs, outputs = shape
     _, height, width, _ = x.shape
     (left, _) = pads[1]
-    zero = jnp.zeros((), g.dtype)
 
     def moved(array: Maps, by: int, to: int) -> Maps:
-        return lax.pad(
-            array, zero, [(0, 0, 0), (0, 0, 0), (by, to - array.shape[2] - by, 0), (0, 0, 0)]
-        )
+        pads = [(0, 0, 0), (0, 0, 0), (by, to - array.shape[2] - by, 0), (0, 0, 0)]
+        return lax.pad(array, jnp.zeros((), array.dtype), pads)
 
-    if inputs < outputs:  # move what has fewer channels
+    if inputs < outputs:  # shift the one with fewer channels
         x = jnp.concatenate([moved(x, left - b, g.shape[2]) for b in range(columns)], axis=3)
     else:
         g = jnp.concatenate([moved(g, b - left, width) for b in range(columns)], axis=3)
     images = x.transpose(3, 1, 0, 2).reshape(x.shape[3], height, -1)
     window = g.transpose(1, 0, 2, 3).reshape(g.shape[1], -1, g.shape[3])
-    found = lax.conv_general_dilated(
+    gradient = lax.conv_general_dilated(
         images, window, (1,), pads[:1], dimension_numbers=("NHC", "HIO", "NHC"), precision=precision
     )
     if inputs < outputs:
-        return found.reshape(columns, inputs, rows, outputs).transpose(2, 0, 1, 3)
-    return found.reshape(inputs, rows, columns, outputs).transpose(1, 2, 0, 3)
+        return gradient.reshape(columns, inputs, rows, outputs).transpose(2, 0, 1, 3)
+    return gradient.reshape(inputs, rows, columns, outputs).transpose(1, 2, 0, 3)
 
 
 def _winograd(x: Maps, kernel: Kernel, precision: Any) -> Maps:
@@ -133,9 +130,8 @@ def _winograd(x: Maps, kernel: Kernel, precision: Any) -> Maps:
         products.append(
             outputs_of([pixel.reshape(batch, height // 2, width // 2, outputs) for pixel in pixels])
         )
-    columns = [
-        jnp.stack(outputs_of(m), axis=2) for m in zip(*products, strict=True)
-    ]  # the even ones, the odd ones
+    # The even columns, then the odd ones.
+    columns = [jnp.stack(outputs_of(m), axis=2) for m in zip(*products, strict=True)]
     return jnp.stack(columns, axis=4).reshape(*x.shape[:3], outputs)
 
 
@@ -160,12 +156,10 @@ def after_upsampling(convolve: Any) -> Any:
     return upsampled
 
 
-def _phases(kernel: Kernel, axis: int) -> tuple[Kernel, Kernel]:
+def _phases(kernel: Kernel, axis: int) -> list[Kernel]:
     """The two taps for even pixels, and for odd ones."""
-    first, second, third = jnp.split(kernel, 3, axis)
-    return jnp.concatenate([first, second + third], axis), jnp.concatenate(
-        [first + second, third], axis
-    )
+    k_0, k_1, k_2 = jnp.split(kernel, 3, axis)
+    return [jnp.concatenate(taps, axis) for taps in ([k_0, k_1 + k_2], [k_0 + k_1, k_2])]
 
 
 def _pads(x: Maps, kernel: Kernel, padding: Any) -> list[tuple[int, int]]:

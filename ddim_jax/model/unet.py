@@ -1,17 +1,20 @@
-"""The UNet of DDPM and DDIM (Ho et al., arXiv:2006.11239, appendix B; the DDIM paper, arXiv:2010.02502, appendix D.1).
+"""The UNet of DDPM and DDIM (arXiv:2006.11239, appendix B; arXiv:2010.02502, appendix D.1).
 
     t ── temb ──────────────────────────┐ (added inside every residual block)
     x ── conv_in ── down 0 … L−1 ── mid ── up L−1 … 0 ── norm_out ── conv_out ── ε
-                       └── skips, one a block and one a downsampling ──┘ (concatenated)
+                       └── skips, one per block and downsampling ──┘ (concatenated)
 
-Layers carry the names of the official checkpoints (`down.1.attn.0.q`), so that published weights map name by name.
-This is the only file that knows the network's library: outside, a network is `apply(params, x, t)` and a nested dict.
+Layers have the names of the official checkpoints (`down.1.attn.0.q`). Only this file depends on
+Flax: elsewhere a network is a nested dict of float32 arrays, and a function
+
+    apply(params, x, t, *, label=None, dropout_key=None) → ε
+
+with x (B, H, W, C) in about [−1, 1] and t (B,) in 0 … T−1. label (B,) is in 0 … num_classes, where
+num_classes means no label, as does None. Dropout is active only if a key is given.
 """
 
 import functools
-import math
 from collections.abc import Callable
-from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -21,21 +24,23 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from ..config import UNetConfig
-from ..diffusion.randomness import Purpose, purpose_key
+from ..diffusion.keys import Purpose, purpose_key
 from .convolution import after_upsampling, convolution, convolution_to_train
+from .layers import group_norm, initial_values, sinusoidal_embedding
 
 Params = dict[str, Any]
 Images = Float[Array, "B H W C"]
 Maps = Float[Array, "B _ _ _"]  # inside the network, height, width and channels change
 Embedding = Float[Array, "B _"]
+Times = Int[Array, " B"]
 
-# Values come from `_initial_values`. To trace a key and a draw for each, which nobody would use, takes a second.
+# `initial_values` sets the values: a key and a draw per layer would take a second to trace.
 _ZEROS = nnx.initializers.zeros_init()
 _NO_KEYS: Any = SimpleNamespace(params=lambda: None)
 
 
 class Build(NamedTuple):
-    """What layers are built from: the architecture, the type of products, the convolution."""
+    """What layers are built from: the architecture, the data type of products, the convolution."""
 
     config: UNetConfig
     dtype: Any
@@ -43,66 +48,29 @@ class Build(NamedTuple):
 
 
 def build_unet(config: UNetConfig, seed: int) -> tuple[Callable[..., Images], Params]:
-    """The network as a function, and its initial parameters.
+    """The network as `apply`, and its initial parameters.
 
-    Args:
-        config: the architecture.
-        seed: integer in 0 … 2³²−1; equal seeds give equal parameters.
-
-    Returns:
-        apply(params, x, t, *, label=None, dropout_key=None) → ε of x's shape, with x (B, H, W, C) in about [−1, 1], t (B,) int32
-        in 0 … T−1 and label (B,) int32 in 0 … num_classes, the last meaning no label, as None does; dropout acts only where a
-        key is given. And params, a nested dict of float32 arrays.
-
-    Raises:
-        ValueError: an architecture that does not fit its image size.
-
-    >>> config = UNetConfig(8, 1, channels=8, multipliers=(1,), blocks=1, attention_resolutions=(), groups=2)
+    >>> config = UNetConfig(8, 1, 8, (1,), blocks=1, attention_resolutions=(), groups=2)
     >>> apply, params = build_unet(config, seed=0)
     >>> apply(params, jnp.zeros((2, 8, 8, 1)), jnp.array([0, 999])).shape
     (2, 8, 8, 1)
-
-    Source: arXiv:2006.11239, appendix B.
     """
     config.check()
-
-    # Jitted, the initial weights are one program, and under `jax.eval_shape` they are shapes that cost nothing.
-    return unet_apply(config), jax.jit(partial(_initial_values, config))(
-        purpose_key(seed, Purpose.INIT)
-    )
-
-
-def _initial_values(config: UNetConfig, key: Key[Array, ""]) -> Params:
-    """Kernels uniform with variance 2/(inputs + outputs), or zero where `zero_init` asks for it; scales 1, biases 0."""
-    shapes = unet_shapes(config)
-    # All numbers in one draw: a draw for every layer is a program of its own, 8 to 15 seconds of compilation in all.
-    pool = jax.random.uniform(key, (sum(leaf.size for leaf in jax.tree.leaves(shapes)),), minval=-1)
-    start = 0
-
-    def value(path: Any, leaf: Any) -> Array:
-        nonlocal start
-        *_, layer, name = (entry.key for entry in path)
-        if name in ("scale", "bias"):
-            return jnp.full(leaf.shape, float(name == "scale"))
-        if config.zero_init and layer in ("conv2", "proj_out", "conv_out"):
-            return jnp.zeros(leaf.shape)
-        numbers = pool[start : (start := start + leaf.size)].reshape(leaf.shape)
-        return numbers * math.sqrt(6 / (math.prod(leaf.shape[:-2]) * sum(leaf.shape[-2:])))
-
-    return jax.tree.map_with_path(value, shapes)
+    # One compiled program makes all values; under `jax.eval_shape` it costs nothing.
+    values = jax.jit(functools.partial(initial_values, unet_shapes(config), config.zero_init))
+    return unet_apply(config), values(purpose_key(seed, Purpose.INIT))
 
 
 def unet_shapes(config: UNetConfig) -> Params:
-    """The parameters' shapes and types, as jax.ShapeDtypeStruct; nothing is computed."""
+    """The parameters as jax.ShapeDtypeStruct; nothing is computed."""
     return _network(config, "float32", False, False)[1]
 
 
 @functools.lru_cache
 def _network(config: UNetConfig, dtype: str, remat: bool, to_train: bool) -> tuple[Any, Params]:
     """The structure of the network, and the shapes of its parameters."""
-    convolve = convolution_to_train if to_train else convolution
-    build = nnx.eval_shape(lambda: UNet(Build(config, jnp.dtype(dtype), convolve), remat))
-    graph, state = nnx.split(build)
+    build = Build(config, jnp.dtype(dtype), convolution_to_train if to_train else convolution)
+    graph, state = nnx.split(nnx.eval_shape(lambda: UNet(build, remat)))
     return graph, jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), nnx.to_pure_dict(state)
     )
@@ -111,31 +79,28 @@ def _network(config: UNetConfig, dtype: str, remat: bool, to_train: bool) -> tup
 def unet_apply(
     config: UNetConfig, dtype: str = "float32", remat: bool = False, to_train: bool = False
 ) -> Callable[..., Images]:
-    """The network as a function of its parameters, without making any: `build_unet`'s first result.
+    """The network as `apply`, without making parameters.
 
     Args:
         config: the architecture.
-        dtype: type of activations and products, "float32" or "bfloat16"; the statistics of the normalisations, the softmax,
-            the last convolution and the output are float32 in any case, and so are the parameters and their gradients.
-        remat: in a backward pass, recompute what happens inside a block instead of keeping it.
-        to_train: make gradients on CPUs quicker; the function then knows reverse-mode differentiation only.
-
-    Returns:
-        apply(params, x, t, *, label=None, dropout_key=None), as of `build_unet`.
+        dtype: of activations and products, "float32" or "bfloat16". The normalisations' statistics,
+            the softmax, the last convolution, the output and the gradients are always float32.
+        remat: recompute each block's activations in the backward pass instead of storing them.
+        to_train: faster gradients on CPUs; `apply` then supports only reverse-mode differentiation.
     """
     graph, _ = _network(config, dtype, remat, to_train)
 
     def apply(
         params: Params,
         x: Images,
-        t: Int[Array, " B"],
+        t: Times,
         *,
-        label: Int[Array, " B"] | None = None,
+        label: Times | None = None,
         dropout_key: Key[Array, ""] | None = None,
     ) -> Images:
         if label is not None and not config.num_classes:
             raise ValueError(
-                "a label was given to a network without classes; train one with --model.num-classes."
+                "a label was given to a network without classes; train with --model.num-classes."
             )
         return nnx.merge(graph, params)(x, t, label, dropout_key)
 
@@ -145,17 +110,19 @@ def unet_apply(
 class UNet(nnx.Module):
     """ε_θ(x_t, t) for images of one size."""
 
-    def __init__(self, build: Build, remat: bool = False):
+    def __init__(self, build: Build, remat: bool):
         config = build.config
         widths = [config.channels * multiplier for multiplier in config.multipliers]
-        sizes = [config.image_size >> level for level in range(len(widths))]
-        attends = [size in config.attention_resolutions for size in sizes]
+        attends = [
+            config.image_size >> i in config.attention_resolutions for i in range(len(widths))
+        ]
         self.frequencies = config.channels // 2
-        self.temb = TimeEmbedding(config.channels, build)
-        # One row a class, and one for no class, which label dropout trains and guidance needs.
-        self.classes = (
-            _embed(config.num_classes + 1, 4 * config.channels) if config.num_classes else None
-        )
+        width = 4 * config.channels
+        dense = [_dense(inputs, width, build) for inputs in (config.channels, width)]
+        self.temb = nnx.Dict(dense=nnx.List(dense))
+        # One row per class, and one for no label, which label dropout trains and guidance needs.
+        table = nnx.Embed(config.num_classes + 1, width, embedding_init=_ZEROS, rngs=_NO_KEYS)
+        self.classes = table if config.num_classes else None
         self.conv_in = _conv(config.image_channels, config.channels, 3, build)
         self.block = nnx.remat(_block, static_argnums=(1,)) if remat else _block
 
@@ -164,21 +131,20 @@ class UNet(nnx.Module):
         for level, out in enumerate(widths):
             inputs = [width] + [out] * (config.blocks - 1)
             last = level == len(widths) - 1
-            down.append(
-                Level(inputs, out, attends[level], None if last else Downsample(out, build), build)
-            )
+            # Padded on the right and at the bottom, as in the official code.
+            conv = None if last else _conv(out, out, 3, build, strides=2, padding=[(0, 1), (0, 1)])
+            down.append(Level(inputs, out, attends[level], build, downsample=conv))
             skips += [out] * (config.blocks + (not last))
             width = out
-
         self.down = nnx.List(down)
         self.mid = Middle(width, build)
 
         up = []
+        upsampled = build._replace(convolve=after_upsampling(build.convolve))
         for level, out in reversed(list(enumerate(widths))):
             inputs = [w + skips.pop() for w in [width] + [out] * config.blocks]
-            up.append(
-                Level(inputs, out, attends[level], Upsample(out, build) if level else None, build)
-            )
+            conv = _conv(out, out, 3, upsampled) if level else None
+            up.append(Level(inputs, out, attends[level], build, upsample=conv))
             width = out
         self.up = nnx.List(up[::-1])  # index = resolution level, as in the official names
 
@@ -188,18 +154,15 @@ class UNet(nnx.Module):
         )
 
     def __call__(
-        self,
-        x: Images,
-        t: Int[Array, " B"],
-        label: Int[Array, " B"] | None,
-        dropout_key: Key[Array, ""] | None,
+        self, x: Images, t: Times, label: Times | None, dropout_key: Key[Array, ""] | None
     ) -> Images:
         rngs = None if dropout_key is None else nnx.Rngs(dropout=dropout_key)
-        embedding = self.temb(sinusoidal_embedding(t, self.frequencies))
+        first, second = self.temb.dense
+        embedding = second(nnx.silu(first(sinusoidal_embedding(t, self.frequencies))))
         if self.classes is not None:
-            embedding = embedding + self.classes(
-                jnp.full_like(t, self.classes.num_embeddings - 1) if label is None else label
-            )
+            if label is None:
+                label = jnp.full_like(t, self.classes.num_embeddings - 1)
+            embedding = embedding + self.classes(label)
         h = self.conv_in(x)
         skips = [h]
         for level in self.down:
@@ -207,39 +170,34 @@ class UNet(nnx.Module):
                 h = self.block(level, j, h, embedding, rngs)
                 skips.append(h)
             if level.downsample is not None:
-                h = level.downsample(h)
+                h = level.downsample.conv(h)
                 skips.append(h)
         h = self.mid(h, embedding, rngs)
         for level in reversed(self.up):
             for j in range(len(level.block)):
-                h = self.block(
-                    level, j, jnp.concatenate([h, skips.pop()], axis=-1), embedding, rngs
-                )
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = self.block(level, j, h, embedding, rngs)
             if level.upsample is not None:
-                h = level.upsample(h)
+                h = level.upsample.conv(h)
         return self.conv_out(nnx.silu(self.norm_out(h)))
 
 
-class TimeEmbedding(nnx.Module):
-    """Two dense layers over the sinusoids of t, to 4·channels."""
-
-    def __init__(self, channels: int, build: Build):
-        self.dense = nnx.List(
-            [_dense(channels, 4 * channels, build), _dense(4 * channels, 4 * channels, build)]
-        )
-
-    def __call__(self, sinusoids: Embedding) -> Embedding:
-        return self.dense[1](nnx.silu(self.dense[0](sinusoids)))
-
-
 class Level(nnx.Module):
-    """The residual blocks of one resolution, attention after each, and the change of resolution that follows."""
+    """The residual blocks of one resolution, attention after each, and the change of resolution."""
 
-    def __init__(self, inputs: list[int], out: int, attends: bool, resample: Any, build: Build):
+    def __init__(
+        self,
+        inputs: list[int],
+        out: int,
+        attends: bool,
+        build: Build,
+        downsample: Any = None,
+        upsample: Any = None,
+    ):
         self.block = nnx.List([ResidualBlock(width, out, build) for width in inputs])
         self.attn = nnx.List([Attention(out, build) for _ in inputs] if attends else [])
-        self.downsample = resample if isinstance(resample, Downsample) else None
-        self.upsample = resample if isinstance(resample, Upsample) else None
+        self.downsample = nnx.Dict(conv=downsample) if downsample else None
+        self.upsample = nnx.Dict(conv=upsample) if upsample else None
 
 
 def _block(level: Level, j: int, h: Maps, embedding: Embedding, rngs: nnx.Rngs | None) -> Maps:
@@ -284,8 +242,7 @@ class Attention(nnx.Module):
 
     def __init__(self, width: int, build: Build):
         self.norm = GroupNorm(width, build)
-        self.q, self.k, self.v = (_dense(width, width, build) for _ in range(3))
-        self.proj_out = _dense(width, width, build)
+        self.q, self.k, self.v, self.proj_out = (_dense(width, width, build) for _ in range(4))
 
     def __call__(self, x: Maps) -> Maps:
         batch, height, width, channels = x.shape
@@ -294,72 +251,15 @@ class Attention(nnx.Module):
         return x + self.proj_out(h).reshape(x.shape)
 
 
-class Downsample(nnx.Module):
-    """Halve the resolution: a stride-2 convolution, padded on the right and below as the official one."""
-
-    def __init__(self, width: int, build: Build):
-        self.conv = _conv(width, width, 3, build, strides=2, padding=[(0, 1), (0, 1)])
-
-    def __call__(self, x: Maps) -> Maps:
-        return self.conv(x)
-
-
-class Upsample(nnx.Module):
-    """Double the resolution: repeat each pixel, then a convolution."""
-
-    def __init__(self, width: int, build: Build):
-        self.conv = _conv(
-            width, width, 3, build._replace(convolve=after_upsampling(build.convolve))
-        )
-
-    def __call__(self, x: Maps) -> Maps:
-        return self.conv(x)
-
-
 class GroupNorm(nnx.Module):
-    """(x − mean)/√(variance + 10⁻⁶) over the pixels and channels of each group, then a scale and a bias for each channel."""
+    """`group_norm` with a scale and a bias for each channel."""
 
     def __init__(self, width: int, build: Build):
         self.scale, self.bias = nnx.Param(jnp.ones(width)), nnx.Param(jnp.zeros(width))
         self.groups = build.config.groups
 
     def __call__(self, x: Maps) -> Maps:
-        def mean(of: Maps) -> Maps:
-            # Over pixels first: a CPU adds few neighbouring channels, as nnx.GroupNorm does, at half the speed.
-            channels = of.mean(axis=(1, 2)).reshape(len(of), self.groups, -1)
-            means = jnp.broadcast_to(channels.mean(axis=2, keepdims=True), channels.shape)
-            return means.reshape(len(of), 1, 1, -1)
-
-        scale, bias = (value[...].reshape(1, 1, 1, -1) for value in (self.scale, self.bias))
-        x = x.astype(scale.dtype)  # float32; the layer that follows casts
-        centred = x - mean(x)
-        return centred * (jax.lax.rsqrt(mean(centred**2) + 1e-6) * scale) + bias
-
-
-def sinusoidal_embedding(t: Int[Array, " B"], frequencies: int) -> Float[Array, "B E"]:
-    """[sin(ω t), cos(ω t)] with ω from 1 down to 1/10000, both ends included.
-
-    Equation: ω_k = 10000^(−k/(K−1)),  k = 0 … K−1.
-
-    Args:
-        t: 0-based times (B,).
-        frequencies: K ≥ 2.
-
-    Returns:
-        (B, 2K).
-
-    >>> sinusoidal_embedding(jnp.array([0]), 2).tolist()
-    [[0.0, 0.0, 1.0, 1.0]]
-
-    Source: the code of arXiv:2006.11239, whose exponent divides by K − 1 where arXiv:1706.03762 divides by K.
-    """
-    omega = jnp.exp(-jnp.log(10000.0) * jnp.arange(frequencies) / (frequencies - 1))
-    angle = t[:, None].astype(jnp.float32) * omega[None, :]
-    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1)
-
-
-def _embed(rows: int, out: int) -> nnx.Embed:
-    return nnx.Embed(rows, out, embedding_init=_ZEROS, rngs=_NO_KEYS)
+        return group_norm(x, self.scale[...], self.bias[...], self.groups)
 
 
 def _dense(inputs: int, out: int, build: Build) -> nnx.Linear:

@@ -1,4 +1,4 @@
-"""CIFAR-10 from a synthetic archive: prepared without TensorFlow, and every way in which that can fail."""
+"""CIFAR-10 from a synthetic archive, prepared without TensorFlow, and all that can go wrong."""
 
 import http.server
 import sys

@@ -1,5 +1,6 @@
-"""The convolutions of model/convolution.py against `jax.lax.conv_general_dilated`, values and gradients."""
+"""Values and gradients of our convolutions against `jax.lax.conv_general_dilated`."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -21,6 +22,11 @@ SHAPES = {  # batch, height, width, inputs; kernel size, outputs; strides, paddi
     "3×2, wide padding": ((2, 4, 5, 4), (3, 2, 3), (1, 1), [(2, 0), (1, 1)]),
     "3×3, stride 2": ((2, 8, 6, 3), (3, 3, 4), (2, 2), [(0, 1), (0, 1)]),
 }
+
+
+NETWORK = UNetConfig(
+    8, 1, 8, multipliers=(1, 1), blocks=1, attention_resolutions=(), groups=2, zero_init=False
+)
 
 
 def numbers(key, *shape):
@@ -74,26 +80,14 @@ def test_after_upsampling_is_a_convolution_of_the_repeated_image(channels, convo
 
 
 def test_bfloat16_is_not_transformed():
-    x, kernel = (
-        numbers(0, 1, 4, 4, 64).astype("bfloat16"),
-        numbers(1, 3, 3, 64, 64).astype("bfloat16"),
-    )
-    assert "conv_general_dilated" in str(
-        jax.make_jaxpr(partial(convolution, strides=(1, 1), padding="SAME", **OPTIONS))(x, kernel)
-    )
+    shapes = (0, 1, 4, 4, 64), (1, 3, 3, 64, 64)
+    x, kernel = (numbers(*shape).astype("bfloat16") for shape in shapes)
+    convolve = partial(convolution, strides=(1, 1), padding="SAME", **OPTIONS)
+    assert "conv_general_dilated" in str(jax.make_jaxpr(convolve)(x, kernel))
 
 
 def test_elsewhere_than_on_cpus_it_is_lax(monkeypatch):
-    config = UNetConfig(
-        8,
-        1,
-        channels=64,
-        multipliers=(1, 1),
-        blocks=1,
-        attention_resolutions=(),
-        groups=8,
-        zero_init=False,
-    )
+    config = replace(NETWORK, channels=64, groups=8)
     x, t = numbers(0, 2, 8, 8, 1), jnp.array([3, 500])
 
     def of(backend):
@@ -104,23 +98,14 @@ def test_elsewhere_than_on_cpus_it_is_lax(monkeypatch):
         return program.count("conv_general_dilated["), jax.jit(apply)(params, x, t)
 
     (few, on_cpu), (all_, elsewhere) = of("cpu"), of("gpu")
-    # In, out, down and up; two in each of the 2 + 2 + 4 blocks, and a shortcut in each of the 4 that see a concatenation.
+    # In, out, down and up; two in each of the 2 + 2 + 4 blocks; a shortcut in each of the 4 blocks
+    # that see a concatenation.
     assert few < all_ == 4 + 16 + 4
     assert_close(on_cpu, elsewhere)
 
 
 def test_the_network_has_derivatives_of_every_kind():
-    config = UNetConfig(
-        8,
-        1,
-        channels=8,
-        multipliers=(1, 1),
-        blocks=1,
-        attention_resolutions=(),
-        groups=2,
-        zero_init=False,
-    )
-    apply, params = build_unet(config, 0)
+    apply, params = build_unet(NETWORK, 0)
     x, t, v = numbers(0, 1, 8, 8, 1), jnp.array([9]), numbers(1, 1, 8, 8, 1)
     forward = jax.jit(lambda x, v: jax.jvp(lambda x: apply(params, x, t), (x,), (v,))[1])(x, v)
     backward = jax.jit(lambda x, v: jax.vjp(lambda x: apply(params, x, t), x)[1](v)[0])(x, v)

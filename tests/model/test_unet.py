@@ -1,5 +1,4 @@
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -7,23 +6,18 @@ import numpy as np
 import pytest
 
 from ddim_jax.config import presets
-from ddim_jax.model import UNetConfig, build_unet
-from ddim_jax.model.unet import sinusoidal_embedding, unet_apply
+from ddim_jax.model import UNetConfig, build_unet, unet_apply
+from ddim_jax.model.layers import sinusoidal_embedding
 from ddim_jax.training import initial_state, load_run, make_optimizer
 from ddim_jax.training.checkpoint import checkpoints, restore_state, save_checkpoint
 from tests.conftest import tiny_config
+from tests.model.published import CONFIG, OFFICIAL, weights
 
-REFERENCE = np.load(Path(__file__).parent.parent / "reference" / "unet_ddpm_layout.npz")
 SMALL = UNetConfig(
-    8,
-    1,
-    channels=8,
-    multipliers=(1, 2),
-    blocks=1,
-    attention_resolutions=(4,),
-    groups=2,
-    dropout=0.5,
+    8, 1, 8, multipliers=(1, 2), blocks=1, attention_resolutions=(4,), groups=2, dropout=0.5
 )
+
+FLAT = replace(SMALL, multipliers=(1,), attention_resolutions=())  # compiles sooner
 
 pytestmark = pytest.mark.usefixtures("optimised")
 
@@ -44,32 +38,24 @@ def put(params, name, weight):
         params = params[part]
     if leaf == "weight":
         leaf = "scale" if weight.ndim == 1 else "kernel"
-    # PyTorch keeps (out, in, height, width) and (out, in); attention's 1×1 convolutions are dense layers here.
-    dense = weight.ndim == 4 and len(params[leaf].shape) == 2
-    value = (
-        weight[:, :, 0, 0].T
-        if dense
-        else weight.transpose(2, 3, 1, 0)
-        if weight.ndim == 4
-        else weight.T
-    )
+    # PyTorch has (out, in, height, width) and (out, in); attention's 1×1 convolutions are dense.
+    if weight.ndim == 4 and len(params[leaf].shape) == 2:
+        weight = weight[:, :, 0, 0]
+    value = weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T
     assert params[leaf].shape == value.shape, name
     params[leaf] = jnp.asarray(value)
 
 
 def test_agrees_with_the_official_network_for_its_weights():
-    config = UNetConfig(
-        16, 3, channels=32, multipliers=(1, 2), blocks=1, attention_resolutions=(8,), groups=8
-    )
-    params = jax.eval_shape(lambda: build_unet(config, 0)[1])
-    names = [name for name in REFERENCE.files if name.startswith("weights/")]
-    for name in names:
-        put(params, name.removeprefix("weights/"), REFERENCE[name])
-    assert len(names) == len(jax.tree.leaves(params))
+    params = jax.eval_shape(lambda: build_unet(CONFIG, 0)[1])
+    tensors = weights(OFFICIAL)
+    for name, tensor in tensors.items():
+        put(params, name, tensor)
+    assert len(tensors) == len(jax.tree.leaves(params))
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
-    x, t = REFERENCE["x"].transpose(0, 2, 3, 1), REFERENCE["t"].astype(np.int32)
-    epsilon = jax.jit(unet_apply(config))(params, x, t)
-    assert np.abs(np.asarray(epsilon).transpose(0, 3, 1, 2) - REFERENCE["epsilon"]).max() < 2e-5
+    x, t = OFFICIAL["x"].transpose(0, 2, 3, 1), OFFICIAL["t"].astype(np.int32)
+    epsilon = jax.jit(unet_apply(CONFIG))(params, x, t)
+    assert np.abs(np.asarray(epsilon).transpose(0, 3, 1, 2) - OFFICIAL["epsilon"]).max() < 2e-5
 
 
 @pytest.fixture(scope="module")
@@ -94,19 +80,13 @@ def test_starts_at_zero_and_each_block_as_the_identity(fresh):
     x, t = jax.random.normal(jax.random.key(0), (3, 8, 8, 1)), jnp.array([0, 0, 999])
     np.testing.assert_array_equal(apply(params, x, t), np.zeros((3, 8, 8, 1)))
     blocks = [params["down"][0]["block"][0], params["mid"]["block_1"], params["up"][1]["block"][1]]
-    last = [
-        *(block["conv2"] for block in blocks),
-        params["mid"]["attn_1"]["proj_out"],
-        params["conv_out"],
-    ]
+    last = [params["mid"]["attn_1"]["proj_out"], params["conv_out"]]
     assert not any(layer["kernel"].any() for layer in last)
+    assert not any(block["conv2"]["kernel"].any() for block in blocks)
     assert all(block["conv1"]["kernel"].any() for block in blocks)
-    params = build_unet(
-        replace(SMALL, multipliers=(1,), attention_resolutions=(), zero_init=False), 0
-    )[1]
-    assert all(
-        layer["kernel"].any() for layer in (params["conv_out"], params["mid"]["attn_1"]["proj_out"])
-    )
+    _, params = build_unet(replace(FLAT, zero_init=False), 0)
+    last = [params["mid"]["attn_1"]["proj_out"], params["conv_out"]]
+    assert all(layer["kernel"].any() for layer in last)
 
 
 def test_depends_on_time_and_on_its_own_image_only(network):
@@ -137,14 +117,9 @@ def test_seeds(fresh):
 
 
 def test_eleven_layers_keep_their_order_through_a_checkpoint(tmp_path):
-    """Orbax turns list indices into strings without a template, and sorted strings put 10 before 2."""
+    """Without a template Orbax turns list indices into strings, which sort 10 before 2."""
     base = tiny_config(presets()["digits"], tmp_path)
-    config = replace(
-        base,
-        model=replace(
-            base.model, channels=4, blocks=11, multipliers=(1,), attention_resolutions=()
-        ),
-    )
+    config = replace(base, model=replace(base.model, blocks=11))
     template = jax.eval_shape(lambda: build_unet(config.model, 0)[1])
     params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), template)
     for i in range(11):
@@ -156,10 +131,9 @@ def test_eleven_layers_keep_their_order_through_a_checkpoint(tmp_path):
     saved_config, ema = load_run(tmp_path)
     assert saved_config == config
     for tree in (restored.params, restored.ema, ema):
-        assert list(tree["down"][0]["block"]) == list(range(11))
-        assert [float(tree["down"][0]["block"][i]["conv2"]["bias"][0]) for i in range(11)] == list(
-            range(11)
-        )
+        blocks = tree["down"][0]["block"]
+        assert list(blocks) == list(range(11))
+        assert [blocks[i]["conv2"]["bias"][0] for i in range(11)] == list(range(11))
     jax.tree.map(np.testing.assert_array_equal, restored, state)
 
 
@@ -175,14 +149,11 @@ def test_time_embedding_against_numpy():
     [
         (
             {"image_size": 6, "multipliers": (1, 2, 2)},
-            "--model.image-size is 6; it must be a multiple of 4",
+            "image-size is 6; it must be a multiple of 4",
         ),
         ({"multipliers": ()}, "--model.multipliers"),
         ({"attention_resolutions": (5,)}, r"--model.attention-resolutions is 5; .*\[8, 4\]"),
-        (
-            {"groups": 3},
-            "--model.channels is 8; it must be a multiple of 2 and of model.groups = 3",
-        ),
+        ({"groups": 3}, "channels is 8; it must be a multiple of 2 and of model.groups = 3"),
         ({"image_channels": 2}, "--model.image-channels is 2"),
         ({"dropout": 1.0}, "--model.dropout is 1.0"),
         ({"blocks": 0}, "--model.blocks is 0"),
@@ -202,22 +173,13 @@ def test_unet_apply_makes_no_parameters(network):
 
 
 def test_labels(network):
-    """A class has a row of a table, and none has the last row."""
-    config = replace(
-        SMALL,
-        multipliers=(1,),
-        attention_resolutions=(),
-        num_classes=3,
-        zero_init=False,
-        dropout=0.0,
-    )
+    """Each class has a row of a table, and no class has the last one."""
+    config = replace(FLAT, num_classes=3, zero_init=False, dropout=0.0)
     apply, params = build_unet(config, 0)
     plain = jax.eval_shape(lambda: build_unet(replace(config, num_classes=0), 0)[1])
     assert count(params) == count(plain) + 4 * 4 * config.channels
-    x, t = (
-        jnp.broadcast_to(jax.random.normal(jax.random.key(0), (1, 8, 8, 1)), (4, 8, 8, 1)),
-        jnp.full(4, 500),
-    )
+    x = jnp.broadcast_to(jax.random.normal(jax.random.key(0), (1, 8, 8, 1)), (4, 8, 8, 1))
+    t = jnp.full(4, 500)
     each = jax.jit(apply)(params, x, t, label=jnp.arange(4))
     assert all(np.abs(each[i] - each[j]).max() > 1e-4 for i in range(4) for j in range(i))
     np.testing.assert_allclose(apply(params, x, t)[0], each[3], atol=1e-5)
@@ -226,7 +188,7 @@ def test_labels(network):
 
 
 def test_bfloat16_computes_in_it_and_answers_in_float32():
-    config = replace(SMALL, multipliers=(1,), attention_resolutions=(), zero_init=False)
+    config = replace(FLAT, zero_init=False)
     _, params = build_unet(config, 0)
     x, t = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), jnp.array([3, 900])
     half = unet_apply(config, "bfloat16")
@@ -235,11 +197,8 @@ def test_bfloat16_computes_in_it_and_answers_in_float32():
     assert out.dtype == jnp.float32
     assert 1e-4 < np.abs(out - whole).max() < 0.05 * np.abs(whole).max()
     convolutions = [line for line in text.splitlines() if "stablehlo.convolution" in line]
-    assert (
-        sum("xbf16>" in line for line in convolutions) == len(convolutions) - 1
-    )  # all but the last
+    assert sum("xbf16>" in line for line in convolutions) == len(convolutions) - 1  # not the last
+    # The statistics of the normalisations, and the softmax.
     reductions = [line for line in text.splitlines() if "stablehlo.reduce" in line]
     assert reductions
-    assert not any(
-        "bf16" in line for line in reductions
-    )  # the statistics of the normalisations, the softmax
+    assert not any("bf16" in line for line in reductions)
