@@ -1,13 +1,17 @@
-"""Train a diffusion model: `python train.py [PRESET | CONFIG.json] [--flags]`; or `import` and `export` weights."""
+"""Train a diffusion model: `python train.py [PRESET | CONFIG.json] [--flags]`.
 
-import dataclasses
-import json
+PRESET is digits (the default), emoji or cifar10; CONFIG.json is the saved configuration of a run.
+Flags change single fields. If the run directory holds checkpoints of the same configuration, the
+run is resumed. `import` and `export` exchange weights with other programs.
+"""
+
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from ddim_jax import devices
-from ddim_jax.cli import run
+from ddim_jax.runtime import run
 
 
 def main() -> None:
@@ -15,61 +19,61 @@ def main() -> None:
     import tyro
     from rich.console import Console
 
-    from ddim_jax.config import Config, load_config, presets
+    from ddim_jax.config import load_config, presets
+    from ddim_jax.training.import_export import ExportConfig, ImportConfig, export_run, import_run
 
-    arguments, console = sys.argv[1:], Console(soft_wrap=True, highlight=False)
-    if arguments and arguments[0] in ("import", "export"):
-        from ddim_jax.training.exchange import ExportConfig, ImportConfig, export_run, import_run
+    arguments, console = sys.argv[1:], Console(soft_wrap=True, highlight=False, markup=False)
+    commands: dict[str, Callable[..., Any]] = {
+        name: _training(f"Train on {_ABOUT[name]}.", config, console)
+        for name, config in presets().items()
+    }
 
-        if arguments[0] == "import":
-            import_run(tyro.cli(ImportConfig, args=arguments[1:], prog="train.py import"), console)
-        else:
-            export_run(tyro.cli(ExportConfig, args=arguments[1:], prog="train.py export"), console)
-        return
-    named = presets()
-    preset = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "digits"
-    default = named[preset] if preset in named else load_config(Path(preset))
+    commands |= {"import": ImportConfig, "export": ExportConfig}
+    if not arguments or arguments[0].startswith("-"):
+        arguments = ["digits", *arguments]
+    elif arguments[0] not in commands:
+        path = arguments[0]
+        commands[path] = _training(f"Resume {path}.", load_config(Path(path)), console)
+    asked = tyro.extras.subcommand_cli_from_dict(
+        commands, args=arguments, prog="train.py", description=__doc__
+    )
+    if isinstance(asked, ImportConfig):
+        import_run(asked, console)
+    elif isinstance(asked, ExportConfig):
+        export_run(asked, console)
+
+
+_ABOUT = {
+    "digits": "8×8 digits, minutes on a laptop (the default)",
+    "emoji": "32×32 emoji",
+    "cifar10": "CIFAR-10 with the paper's network and settings",
+}
+
+
+_ARGS = """
+Args:
+    config: The configuration.
+    dry_run: Only print the configuration, the number of parameters and the data shapes.
+"""
+
+
+def _training(about: str, default: Any, console: Any) -> Callable[..., None]:
+    import tyro
+
+    from ddim_jax.config import Config
 
     def command(
         config: Annotated[Config, tyro.conf.arg(name="")] = default, dry_run: bool = False
     ) -> None:
-        """Train a diffusion model: train.py [PRESET | CONFIG.json] [--flags]; weights: train.py import | export.
+        from ddim_jax.training import describe_run, train
 
-        PRESET is digits (the default), emoji or cifar10; CONFIG.json is the saved configuration of a run. The flags change
-        single fields. A run directory that holds checkpoints of the same configuration is continued.
-
-        Args:
-            config: The configuration.
-            dry_run: Print the configuration, the number of parameters and the shape of the data, and do nothing.
-        """
         if dry_run:
-            _describe(config)
-            return
-        from ddim_jax.training import train
+            describe_run(config, console)
+        else:
+            train(config, console)
 
-        train(config, console)
-
-    tyro.cli(command, args=arguments, prog="train.py")
-
-
-def _describe(config) -> None:
-    from ddim_jax.data import load_dataset
-    from ddim_jax.data.cifar10 import is_prepared
-    from ddim_jax.model import unet_shapes
-    from ddim_jax.training.loop import count_parameters
-
-    config.check()
-    print(json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False))
-    print(f"parameters: {count_parameters(unet_shapes(config.model)):,}")
-    shape = config.model.image_shape()
-    if config.data.source == "cifar10" and not is_prepared(config.data.directory()):
-        name, size = f"cifar10, not yet prepared in {config.data.directory()}", ""
-    else:
-        dataset = load_dataset(config.data, shape)
-        name, size = dataset.name, f"{dataset.size:,} "
-    print(
-        f"data: {name}, {size}images of shape {shape}; batches {(config.train.batch_size, *shape)} in [-1, 1]"
-    )
+    command.__doc__ = f"{about}\n\n{__doc__}\n{_ARGS}"
+    return command
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Two processes on loopback against one: the same batches, checkpoints that either continues, the same images."""
+"""Two processes on loopback against one: same batches, checkpoints that go on, same images."""
 
 import json
 import os
@@ -9,54 +9,44 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from ddim_jax.config import presets, save_config
 from ddim_jax.training.checkpoint import latest_step
-from tests.conftest import ROOT
+from tests.conftest import ROOT, tiny_config
 
-TRAIN = [
-    *(
-        "--model.channels",
-        "8",
-        "--model.groups",
-        "2",
-        "--model.multipliers",
-        "1",
-        "--model.blocks",
-        "1",
-    ),
-    *("--model.attention-resolutions", "--model.num-classes", "10"),
-    *("--train.batch-size", "16", "--train.warmup-steps", "2", "--train.decay", "constant"),
-    *(
-        "--train.sample-every",
-        "0",
-        "--train.sample-images",
-        "4",
-        "--train.sample-steps",
-        "2",
-        "--train.evaluate-images",
-        "0",
-    ),
-    *("--train.validate-images", "32", "--train.log-every", "1"),
-]
+PROGRAM = """
+import json, sys, tests, sample, train
+from ddim_jax.runtime import run
+for name, *sys.argv[1:] in json.loads(sys.argv[1]):
+    if run({"sample": sample, "train": train}[name].main):
+        sys.exit(1)
+"""
 
 
-def start(name, *arguments):
-    """The same command in two processes, each with a device."""
+def start(*commands):
+    """The same commands, one after the other, in two processes, each with a device."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    job = {
-        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-        "JAX_NUM_PROCESSES": "2",
-        "JAX_NUM_CPU_DEVICES": "1",
-    }
-    command = [sys.executable, str(ROOT / f"{name}.py"), *map(str, arguments)]
-    options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    job = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_NUM_CPU_DEVICES": "1"}
     return [
-        subprocess.Popen(command, env=os.environ | job | {"JAX_PROCESS_ID": str(k)}, **options)
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                PROGRAM,
+                json.dumps([[*map(str, command)] for command in commands]),
+            ],
+            cwd=ROOT,
+            env=os.environ | job | {"JAX_PROCESS_ID": str(k)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for k in range(2)
     ]
 
@@ -75,70 +65,65 @@ def lines(out):
 
 
 def losses(out):
-    return {line["step"]: (line["loss"], line["grad_norm"]) for line in lines(out)}
+    """Loss, gradient norm and, where a checkpoint was judged, validation loss of each step."""
+    names = ("loss", "grad_norm", "validation_loss")
+    return {line["step"]: [line.get(name, np.nan) for name in names] for line in lines(out)}
 
 
-def close(found, expected):
+def assert_close(actual, expected):
     """Equal but for rounding, which Adam magnifies from step to step."""
-    assert found.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for step in expected:
-        np.testing.assert_allclose(found[step], expected[step], rtol=1e-3)
+        np.testing.assert_allclose(actual[step], expected[step], rtol=1e-3)
 
 
 @pytest.mark.slow
 def test_two_processes_and_one_do_the_same(tmp_path, command):
-    one = tmp_path / "one"
-    arguments = [
-        "--out",
-        one,
-        *TRAIN,
-        "--train.checkpoint-every",
-        2,
-        "--train.steps",
-        4,
-        "--mesh.data",
-        2,
-    ]
-    status, _, err = command("train", *arguments)
+    one, two, then_two, file = (tmp_path / name for name in ("one", "two", "then_two", "c.json"))
+    options = {"sample_images": 3, "sample_steps": 2, "validate_images": 8, "checkpoint_every": 2}
+    config = tiny_config(presets()["digits"], one, batch_size=8, decay="constant", **options)
+    save_config(replace(config, model=replace(config.model, num_classes=10)), file)
+    draw = ["sample", "generate", one, "--num-images", 5, "--steps", 2, "--sigma", "eta=1", "--label", 1, 2]
+    mesh = ["--mesh.data", 1, "--mesh.fsdp", 2]  # one process has another: 2 and 1
+    until_stopped = ["--train.steps", 1_000_000, "--train.validate-images", 0]
+    processes = start(
+        # From the start, until one of them is told to stop.
+        ["train", file, "--out", two, *mesh, *until_stopped],
+        # On from a checkpoint that one process made.
+        ["train", file, "--out", then_two, *mesh, "--train.steps", 4],
+        # A batch of 3 is filled up to 4, for two devices.
+        [*draw, "--batch-size", 3, "--out", tmp_path / "two.npz"],
+    )
+    status, _, err = command("train", file, "--train.steps", 4, "--mesh.data", 2)
     assert (status, err) == (0, "")
+    shutil.copytree(one, then_two)
+    shutil.rmtree(then_two / "checkpoints" / "4")
 
-    # Two processes go on from the checkpoint that one made, on another mesh.
-    shutil.copytree(one, tmp_path / "then_two")
-    shutil.rmtree(tmp_path / "then_two" / "checkpoints" / "4")
-    text = finish(start("train", "--out", tmp_path / "then_two", *TRAIN, "--train.checkpoint-every", 2, "--train.steps", 4,
-                        "--mesh.fsdp", 2))  # fmt: skip
-    assert "goes on from step 2" in text
-    assert "2 of 2 × cpu in 2 processes" in text
-    close(losses(tmp_path / "then_two"), losses(one))
-
-    # Two from the start, until one of them is told to stop; then one goes on.
-    two = tmp_path / "two"
-    processes = start("train", "--out", two, *TRAIN, "--train.steps", 1000)
     deadline = time.monotonic() + 200
     while len(lines(two)) < 6:
-        assert all(process.poll() is None for process in processes), [
-            process.communicate() for process in processes
-        ]
+        assert all(process.poll() is None for process in processes), finish(processes)
         assert time.monotonic() < deadline
         time.sleep(0.01)
     processes[1].send_signal(signal.SIGTERM)
     text = finish(processes)
     stopped = latest_step(two)
-    assert f"stopped at step {stopped} of 1000; checkpoint saved" in text
-    close({step: loss for step, loss in losses(two).items() if step <= 4}, losses(one))
-    status, out, err = command(
-        "train", "--out", two, *TRAIN, "--train.steps", stopped + 2, "--mesh.data", 1
-    )
+    assert f"stopped at step {stopped} of 1000000; checkpoint saved" in text
+    assert "2 of 2 × cpu in 2 processes" in text
+    assert "resumes from step 2" in text
+    assert "5 images" in text
+    expected = losses(one)
+    assert_close({step: losses(then_two)[step] for step in expected}, expected)
+    unjudged = {step: [*values[:2], np.nan] for step, values in expected.items()}
+    assert_close({step: losses(two)[step] for step in expected}, unjudged)
+
+    # What two began, one continues.
+    flags = ["--train.steps", stopped + 2, "--mesh.data", 2]
+    status, out, err = command("train", file, "--out", two, *flags)
     assert (status, err) == (0, "")
-    assert f"goes on from step {stopped}" in out
+    assert f"resumes from step {stopped}" in out
     assert latest_step(two) == stopped + 2 == len(lines(two))
 
     # The images of a seed are those of the seed.
-    draw = ["generate", one, "--num-images", 5, "--steps", 3, "--eta", 1, "--label", 1, 2]
-    text = finish(
-        start("sample", *draw, "--out", tmp_path / "two.npz", "--batch-size", 3)
-    )  # filled up to 4, for two devices
-    assert "5 images" in text
-    assert command("sample", *draw, "--out", tmp_path / "one.npz")[0] == 0
-    with np.load(tmp_path / "one.npz") as expected, np.load(tmp_path / "two.npz") as found:
-        assert np.abs(found["images"].astype(int) - expected["images"]).max() <= 1
+    assert command(*draw, "--batch-size", 5, "--out", tmp_path / "one.npz")[0] == 0
+    with np.load(tmp_path / "one.npz") as expected, np.load(tmp_path / "two.npz") as images:
+        assert np.abs(images["images"].astype(int) - expected["images"]).max() <= 1

@@ -1,13 +1,14 @@
 """Training: loss, state, step, checkpoints and the loop around them."""
 
+from ..diffusion.objective import epsilon_loss
 from .checkpoint import load_run
-from .loop import train
-from .loss import epsilon_loss
+from .loop import describe_run, train
 from .state import TrainState, initial_state, make_optimizer
 from .step import make_train_step
 
 __all__ = [
     "TrainState",
+    "describe_run",
     "epsilon_loss",
     "initial_state",
     "load_run",

@@ -2,15 +2,14 @@
 
     RUN/checkpoints/STEP/{config, ema, train, metrics, SHA256SUMS}
 
-`ema` is apart from the rest, so that sampling reads a quarter of the bytes. Everything is restored into a template of
-the expected structure: without one, Orbax turns the numbers of a list of layers into strings, and merging them orders
-layer 10 before layer 2. The template also says on which devices the arrays shall lie, so a run may continue on another
-mesh, or on another number of processes, than it was saved from.
+`ema` is stored separately, so that sampling reads a quarter of the bytes. Everything is restored
+into a template of the expected structure: without one, Orbax turns the numbers of a list of layers
+into strings, and merging them puts layer 10 before layer 2. The template also sets the arrays'
+devices, so a run may continue on another mesh, or with another number of processes.
 """
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from ..config import Config, config_from_dict
+from ..files import file_sha256, write
 from ..model import unet_shapes
 from .state import TrainState
 
@@ -32,23 +32,18 @@ _METRIC = "validation_loss"
 
 @contextlib.contextmanager
 def checkpoints(directory: Path, keep: int) -> Iterator[ocp.CheckpointManager]:
-    """The checkpoints of a run, for writing: saved in the background; the newest `keep` stay, and the best of those seen.
+    """The checkpoints of a run, for writing: the newest `keep` stay, and the best of those seen.
 
-    A checkpoint appears under its final name only when it is whole; what a killed process left half-written is cleared.
-
-    Raises:
-        ValueError: a checkpoint that cannot be written; the message names the newest that is whole.
+    They are written in the background. A checkpoint gets its name only when it is complete;
+    incomplete ones of a killed process are removed. A failed write raises a ValueError that names
+    the newest complete checkpoint.
     """
     # Orbax puts the best last: in descending order it is the lowest loss.
-    best = BestN(
-        get_metric_fn=lambda found: found[_METRIC],
-        reverse=True,
-        n=1,
-        keep_checkpoints_without_metrics=False,
-    )
+    best = BestN(get_metric_fn=lambda metrics: metrics[_METRIC], reverse=True, n=1,
+                 keep_checkpoints_without_metrics=False)  # fmt: skip
     options = ocp.CheckpointManagerOptions(
         preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
-        best_fn=lambda found: found[_METRIC],  # without it the metrics are not written
+        best_fn=lambda metrics: metrics[_METRIC],  # without it the metrics are not written
         cleanup_tmp_directories=True,
     )
     manager = ocp.CheckpointManager(_folder(directory), options=options)
@@ -56,7 +51,7 @@ def checkpoints(directory: Path, keep: int) -> Iterator[ocp.CheckpointManager]:
         yield manager
         seal(manager)
     finally:
-        with contextlib.suppress(Exception):  # what failed was said by seal
+        with contextlib.suppress(Exception):  # seal has reported the failure
             manager.close()
 
 
@@ -66,52 +61,51 @@ def save_checkpoint(
     config: Config,
     validation_loss: float | None = None,
 ) -> None:
-    """Save a state under its step number, and the loss that it is judged by; the writing goes on in the background."""
+    """Save a state under its step number, with its validation loss, in the background."""
     seal(manager)
-    # A copy, since the next step reuses the memory. From the host, Orbax need not divide the replicas' work among devices,
-    # which takes seconds; of several processes, each must save its own part from the device.
+    # A copy, since the next step reuses the memory. From the host, Orbax need not divide the work
+    # of replicas among devices, which takes seconds; several processes each save their own part.
     saved = jax.tree.map(np.array, state) if jax.process_count() == 1 else state
-    items = {"config": ocp.args.JsonSave(dataclasses.asdict(config)), "ema": ocp.args.StandardSave(saved.ema),
-             "train": ocp.args.StandardSave(saved._replace(ema=None))}  # fmt: skip
+    items = {
+        "config": ocp.args.JsonSave(dataclasses.asdict(config)),
+        "ema": ocp.args.StandardSave(saved.ema),
+        "train": ocp.args.StandardSave(saved._replace(ema=None)),
+    }
     metrics = None if validation_loss is None else {_METRIC: validation_loss}
     with _writing(manager, int(state.step)):
-        # Asked before, since Orbax meets a full disk with hundreds of lines of tracebacks.
-        size, free = (
-            sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
-            shutil.disk_usage(manager.directory).free,
-        )
+        # On a full disk, Orbax would print hundreds of lines of tracebacks.
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(manager.directory).free
         if size > free:
             raise OSError(f"it takes {size / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free")
         manager.save(int(state.step), args=ocp.args.Composite(**items), metrics=metrics)
 
 
 def seal(manager: ocp.CheckpointManager) -> None:
-    """Wait for the newest checkpoint to be whole, and write the checksums of its files, as `sha256sum` does.
+    """Wait until the newest checkpoint is complete; write checksums in the format of `sha256sum`.
 
-    Orbax reads a damaged array as if it were whole, or fails with a page of tracebacks; the checksums find it before.
+    Orbax reads a damaged array without an error, or fails with a page of tracebacks. The
+    checksums detect the damage first.
     """
     step = manager.latest_step()
     with _writing(manager, step):
         manager.wait_until_finished()
-    sums = Path(manager.directory) / str(step) / _SUMS
-    if step is None or sums.exists() or jax.process_index():
-        return
-    files = sorted(path for path in sums.parent.rglob("*") if path.is_file())
-    partial = sums.with_suffix(".partial")
-    partial.write_text(
-        "".join(f"{_sha256(path)}  {path.relative_to(sums.parent)}\n" for path in files)
-    )
-    partial.replace(sums)
+        folder = Path(manager.directory) / str(step)
+        if step is None or (folder / _SUMS).exists() or jax.process_index():
+            return
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        sums = (f"{file_sha256(path)}  {path.relative_to(folder)}\n" for path in files)
+        write(folder / _SUMS, "".join(sums))
 
 
 @contextlib.contextmanager
 def _writing(manager: ocp.CheckpointManager, step: int | None) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # as with reading: whatever a layer below raised
+    except Exception as error:  # as with reading, the libraries may raise anything
         folder = Path(manager.directory)
         good = latest_step(folder.parent)
-        kept = "none was saved before" if good is None else f"that of step {good} is whole"
+        kept = "none was saved before" if good is None else f"that of step {good} is intact"
         reason = str(error).splitlines()[0][:200]
         raise ValueError(
             f"the checkpoint of step {step} cannot be written to {folder} ({reason}); {kept}."
@@ -119,11 +113,7 @@ def _writing(manager: ocp.CheckpointManager, step: int | None) -> Iterator[None]
 
 
 def restore_state(directory: Path, step: int, template: TrainState) -> TrainState:
-    """The state of a checkpoint, with the structure, shapes and shardings of the template.
-
-    Raises:
-        ValueError: a checkpoint that cannot be read.
-    """
+    """The state of a checkpoint, with the structure, shapes and shardings of the template."""
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
     items = {
         "ema": ocp.args.StandardRestore(abstract.ema),
@@ -134,29 +124,21 @@ def restore_state(directory: Path, step: int, template: TrainState) -> TrainStat
 
 
 def latest_step(directory: Path) -> int | None:
-    """The step of the newest whole checkpoint of a run, None if there is none."""
+    """The step of the newest complete checkpoint of a run, or None."""
     return max(_steps(directory), default=None)
 
 
 def _steps(directory: Path) -> list[int]:
     folder = _folder(directory)
-    return (
-        sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
-        if folder.is_dir()
-        else []
-    )
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return sorted(int(path.name) for path in paths if path.name.isdigit())
 
 
 def load_run_config(directory: Path, checkpoint: str | int = "latest") -> tuple[Config, int]:
-    """The configuration in one of a run's checkpoints, and its step.
-
-    Raises:
-        ValueError: no such directory, no such checkpoint in it, or one that cannot be read.
-    """
+    """The configuration in one of a run's checkpoints, and its step."""
     step = _choose(directory, str(checkpoint))
-    return config_from_dict(
-        _restore(directory, step, {"config": ocp.args.JsonRestore()})["config"]
-    ), step
+    values = _restore(directory, step, {"config": ocp.args.JsonRestore()})["config"]
+    return config_from_dict(values), step
 
 
 def _choose(directory: Path, checkpoint: str) -> int:
@@ -165,17 +147,23 @@ def _choose(directory: Path, checkpoint: str) -> int:
     if latest is None:
         problem = "holds no checkpoint" if directory.is_dir() else "does not exist"
         raise ValueError(
-            f"the run directory {directory} {problem}; `python train.py --out {directory}` makes one."
+            f"the run directory {directory} {problem}; `python train.py --out {directory}` makes "
+            "one."
         )
     if checkpoint == "latest":
         return latest
     steps = _steps(directory)
     if checkpoint == "best":
-        losses = {step: json.loads(path.read_text())[_METRIC] for step in steps
-                  if (path := _folder(directory) / str(step) / "metrics" / "metrics").exists()}  # fmt: skip
+        paths = {step: _folder(directory) / str(step) / "metrics" / "metrics" for step in steps}
+        losses = {
+            step: json.loads(path.read_text())[_METRIC]
+            for step, path in paths.items()
+            if path.exists()
+        }
         if not losses:
             raise ValueError(
-                f"no checkpoint of {directory} has a validation loss; ask for the latest, or one of {steps}."
+                f"no checkpoint of {directory} has a validation loss; ask for the latest, or one "
+                f"of {steps}."
             )
         return min(losses, key=losses.__getitem__)
     if not checkpoint.isdigit() or int(checkpoint) not in steps:
@@ -186,23 +174,15 @@ def _choose(directory: Path, checkpoint: str) -> int:
 
 
 def load_run(directory: str | Path, checkpoint: str | int = "latest") -> tuple[Config, Any]:
-    """The configuration and the averaged (EMA) weights of a run's newest checkpoint, or of another.
+    """The configuration and the averaged (EMA) weights of a run: (Config, params).
 
-    Args:
-        directory: a run directory, as train.py leaves it.
-        checkpoint: "latest", "best" (the lowest validation loss of those kept), or a step.
-
-    Returns:
-        (Config, params), params as `build_unet` makes them.
-
-    Raises:
-        ValueError: no such directory, no such checkpoint in it, or one that cannot be read.
+    `checkpoint` is "latest", "best" (the lowest validation loss of those kept), or a step. Params
+    have the structure that `build_unet` returns.
     """
     config, step = load_run_config(Path(directory), checkpoint)
-    # Only shapes: nothing is initialised or computed. NumPy arrays, since each process reads all of them for itself.
-    template = jax.tree.map(
-        lambda leaf: np.empty(leaf.shape, leaf.dtype), unet_shapes(config.model)
-    )
+    # Only shapes: nothing is computed. NumPy arrays, since each process reads all of them.
+    shapes = unet_shapes(config.model)
+    template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
     ema = _restore(Path(directory), step, {"ema": ocp.args.StandardRestore(template)})["ema"]
     return config, jax.device_put(ema)
 
@@ -213,12 +193,12 @@ def _restore(directory: Path, step: int, items: dict[str, Any]) -> Any:
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
             return reader.restore(checkpoint, args=ocp.args.Composite(**items))
-    except Exception as error:  # Orbax and TensorStore raise whatever their layers raise, Exception itself included
+    except Exception as error:  # Orbax and TensorStore raise anything, Exception itself included
         raise _damaged(checkpoint, str(error).splitlines()[0][:200]) from error
 
 
 def _verify(checkpoint: Path, items: set[str]) -> None:
-    """Compare the files of some items with their checksums, where a kill did not prevent that these were written."""
+    """Compare the files of some items with their checksums, if there are checksums."""
     sums = checkpoint / _SUMS
     for line in sums.read_text().splitlines() if sums.exists() else []:
         expected, name = line.split("  ", 1)
@@ -226,19 +206,15 @@ def _verify(checkpoint: Path, items: set[str]) -> None:
             path = checkpoint / name
             if not path.is_file():
                 raise _damaged(checkpoint, f"{name} is missing")
-            if _sha256(path) != expected:
-                raise _damaged(checkpoint, f"{name} is not what was written")
+            if file_sha256(path) != expected:
+                raise _damaged(checkpoint, f"{name} differs from what was written")
 
 
 def _damaged(checkpoint: Path, reason: str) -> ValueError:
     return ValueError(
-        f"the checkpoint {checkpoint} is damaged ({reason}); remove it to go on from the one before it."
+        f"the checkpoint {checkpoint} is damaged ({reason}); remove it to resume from the one "
+        "before it."
     )
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _folder(directory: Path) -> Path:

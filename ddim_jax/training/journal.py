@@ -1,15 +1,18 @@
-"""What a run says while it goes: metrics.jsonl, and a live line on a terminal or a line a report elsewhere."""
+"""Progress of a run: metrics.jsonl, and a live line on a terminal or lines in a log."""
 
 import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from ..files import write
 
 Metrics = dict[str, Any]
 Report = Callable[[int, list[Metrics], float, float | None], None]
@@ -19,22 +22,14 @@ Report = Callable[[int, list[Metrics], float, float | None], None]
 def journal(
     path: Path | None, total: int, batch_size: int, start: int, console: Console
 ) -> Iterator[Report]:
-    """report(step, metrics of the steps since the last one, seconds since then that were no training, validation loss or None).
+    """report(step, metrics of the steps since the last one, seconds of pause, validation loss).
 
-    Args:
-        path: metrics.jsonl, a line a report is added; None: nowhere.
-        total: steps of the whole run.
-        batch_size: images a step.
-        start: steps done before.
-        console: for the person.
+    The pause is the time since the last report not spent on training. `path` is metrics.jsonl, to
+    which each report adds a line, or None. `start` is the number of steps already done.
     """
     mark = [time.perf_counter(), float(start)]
-    columns = (
-        TextColumn("step"),
-        MofNCompleteColumn(),
-        BarColumn(),
-        TextColumn("{task.fields[text]}"),
-    )
+    text_column = TextColumn("{task.fields[text]}")
+    columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), text_column)
     quiet = console.quiet or not console.is_terminal
     with (
         Progress(*columns, console=console, disable=quiet) as bar,
@@ -44,21 +39,20 @@ def journal(
 
         def report(done: int, window: list[Metrics], pause: float, judged: float | None) -> None:
             now = time.perf_counter()
-            seconds_a_step = (now - mark[0] - pause) / (done - mark[1])
+            seconds_per_step = (now - mark[0] - pause) / (done - mark[1])
             mark[:] = [now, done]
-            means = {
-                name: float(np.mean([metrics[name] for metrics in window])) for name in window[0]
-            }
+            line: Metrics = {"step": done}
+            for name in window[0]:
+                line[name] = float(np.mean([metrics[name] for metrics in window]))
             if judged is not None:
-                means["validation_loss"] = judged
-            rate = batch_size / seconds_a_step
+                line["validation_loss"] = judged
+            rate = batch_size / seconds_per_step
             if file is not None:
-                file.write(
-                    json.dumps({"step": done, **means, "images_per_second": round(rate, 1)}) + "\n"
+                print(
+                    json.dumps(line | {"images_per_second": round(rate, 1)}), file=file, flush=True
                 )
-                file.flush()
-            minutes, seconds = divmod(round(seconds_a_step * (total - done)), 60)
-            text = f"loss {means['loss']:.4f}  {rate:,.0f} images/s  {minutes // 60}:{minutes % 60:02d}:{seconds:02d} left"
+            left = timedelta(seconds=round(seconds_per_step * (total - done)))
+            text = f"loss {line['loss']:.4f}  {rate:,.0f} images/s  {left} left"
             bar.update(task, completed=done, text=text)
             if not console.is_terminal:
                 console.print(f"step {done}/{total}  {text}")
@@ -72,9 +66,7 @@ def keep_metrics(path: Path, start: int) -> None:
         return
     lines = []
     for line in path.read_text().splitlines():
-        with contextlib.suppress(json.JSONDecodeError):  # the line that a kill cut off
+        with contextlib.suppress(json.JSONDecodeError):  # a line that a kill cut off
             if json.loads(line)["step"] <= start:
                 lines.append(line)
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(line + "\n" for line in lines))
-    partial.replace(path)
+    write(path, "".join(line + "\n" for line in lines))

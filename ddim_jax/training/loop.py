@@ -2,48 +2,37 @@
 
     RUN/config.json  metrics.jsonl  checkpoints/  samples/step_*.png  samples.png
 
-The state that goes from step to step is TrainState alone: the batch, the noise and the learning rate of a step follow
-from the seed and the step number, so a run that continues from a checkpoint repeats what one never stopped would do.
-Every process of a job runs this; the first one writes and prints, checkpoints are written by all.
+Only TrainState is carried from step to step. The batch, the noise and the learning rate of a step
+follow from the seed and the step number, so a run that resumes from a checkpoint does the same as
+one that was never stopped. Every process of a job runs this: all write checkpoints; the first one
+writes everything else and prints.
 """
 
-import contextlib
+import dataclasses
 import math
 import shlex
-import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from rich.console import Console
 
-from ..config import Config, differences, save_config
+from ..config import Config, save_config
 from ..data import Dataset, batches, load_dataset
-from ..devices import (
-    batch_sharding,
-    describe,
-    full_batch,
-    make_mesh,
-    process_rows,
-    replicated,
-    state_shardings,
-    to_global,
-)
-from ..diffusion.reverse import step_table
-from ..diffusion.sigmas import eta
-from ..diffusion.timesteps import uniform_timesteps
-from ..generation import generate, make_sampler
-from ..images import save_grid, to_uint8, to_unit_range
-from ..metrics import frechet_distance
+from ..data.cifar10 import is_prepared
+from ..devices import batch_sharding, describe, make_mesh, process_rows, state_shardings, to_global
+from ..diffusion.objective import loss_weights
+from ..files import to_json
 from ..model import build_unet, unet_apply, unet_shapes
+from ..settings import differences
 from .checkpoint import (
     checkpoints,
     latest_step,
@@ -52,33 +41,21 @@ from .checkpoint import (
     save_checkpoint,
     seal,
 )
+from .halt import any_process, exploded, stop_signals
 from .journal import Metrics, journal, keep_metrics
-from .loss import loss_weights
+from .preview import Draw, finish, make_draw, save_preview
 from .state import TrainState, initial_state, make_optimizer
 from .step import Step, make_train_step
 from .validation import make_validation
 
-# Fields that may change when a run continues: none of them alters what a training step computes, but for rounding.
-_FREE = {"out", "data.data-dir", "data.archive", "data.archive-sha256", "mesh.data", "mesh.fsdp"} | {
-    f"train.{name}" for name in
-    ("log-every", "sample-every", "sample-images", "sample-steps", "evaluate-images", "checkpoint-every", "keep-checkpoints",
-     "validate-images", "max-loss", "remat")
-}  # fmt: skip
-
-Draw = Callable[[Any, int], np.ndarray]
 Validate = Callable[[Any], float]
 
 
 def train(config: Config, console: Console) -> None:
-    """Train, or go on with, the run of a configuration.
+    """Start or resume the run of a configuration.
 
-    Args:
-        config: the run; `config.out` is its directory.
-        console: where progress goes.
-
-    Raises:
-        ValueError: a configuration out of range or other than the run's, data that cannot be read, a damaged checkpoint, a
-            checkpoint that cannot be written, a loss that is not finite or has exploded.
+    A ValueError reports settings that are out of range or differ from the run's, missing or damaged
+    files, failed writes, and a diverged loss.
     """
     config.check()
     console = console if jax.process_index() == 0 else Console(quiet=True)
@@ -87,71 +64,63 @@ def train(config: Config, console: Console) -> None:
     saved = _resumable_step(config, out)
     dataset = load_dataset(config.data, config.model.image_shape())
     _check_classes(config, dataset)
-    alpha_bar = config.diffusion.alpha_bar()
-    weights = loss_weights(alpha_bar, config.diffusion.prediction, settings.loss_weight,
-                           min_snr_gamma=settings.min_snr_gamma, gamma_eta=settings.gamma_eta)  # fmt: skip
-    apply = unet_apply(config.model)
+    apply, alpha_bar = unet_apply(config.model), config.diffusion.alpha_bar()
+    weights = loss_weights(
+        alpha_bar, config.diffusion.prediction, settings.loss_weight,
+        min_snr_gamma=settings.min_snr_gamma, gamma_eta=settings.gamma_eta,
+    )  # fmt: skip
     state, shardings = prepare_state(config, mesh, out, saved)
     if saved is not None:
-        console.print(f"{out} goes on from step {saved}")
+        console.print(f"{out} resumes from step {saved}")
     _open_directory(config, out, saved or 0)
-    step = prepare_step(
-        config, alpha_bar, weights, shardings, flip=config.data.flip and dataset.flippable
-    )
-    draw = _make_draw(config, apply, alpha_bar)
-    validate = (
-        make_validation(config, apply, alpha_bar, weights, dataset, mesh)
-        if settings.validate_images
-        else None
-    )
+    flip = config.data.flip and dataset.flippable
+    step, draw = prepare_step(config, weights, shardings, flip=flip), make_draw(config)
+    validate = None
+    if settings.validate_images:
+        validate = make_validation(config, apply, alpha_bar, weights, dataset, mesh)
     console.print(
-        f"{dataset.name}: {dataset.size:,} images {dataset.shape}; {count_parameters(state.params):,} parameters; "
-        f"{mesh.size} of {describe()}; {settings.steps:,} steps of {settings.batch_size}",
+        f"{dataset.name}: {dataset.size:,} images {dataset.shape}; "
+        f"{count_parameters(state.params):,} parameters; {mesh.size} of {describe()}; "
+        f"{settings.steps:,} steps of {settings.batch_size}"
     )
-    with _stop_signals() as stop, jax.default_matmul_precision(settings.matmul_precision):
+    with stop_signals() as stop, jax.default_matmul_precision(settings.matmul_precision):
         stream = device_batches(config, dataset, mesh, saved or 0)
         state = _run(config, state, step, stream, draw, validate, stop, console)
     if int(state.step) < settings.steps:
-        console.print(
-            f"stopped at step {int(state.step)} of {settings.steps}; checkpoint saved. Continue with:"
-        )
+        done = f"stopped at step {int(state.step)} of {settings.steps}"
+        console.print(f"{done}; checkpoint saved. Continue with:")
         console.print(f"  python train.py {shlex.quote(str(out / 'config.json'))}")
         return
-    _finish(config, out, state, dataset, draw, console)
+    finish(config, state, dataset, draw, console)
 
 
 def prepare_state(
     config: Config, mesh: Mesh, out: Path, saved: int | None
 ) -> tuple[TrainState, TrainState]:
-    """The state to start from, restored or new, each array where it belongs; and where that is."""
+    """The initial state, restored or new, placed on the devices; and its shardings."""
     optimizer = make_optimizer(config.train)
 
     def init() -> TrainState:
         return initial_state(build_unet(config.model, config.seed)[1], optimizer)
 
-    shapes = jax.eval_shape(
-        lambda params: initial_state(params, optimizer), unet_shapes(config.model)
-    )
+    shapes = jax.eval_shape(partial(initial_state, optimizer=optimizer), unet_shapes(config.model))
     shardings = state_shardings(shapes, mesh)
     if saved is None:
         return jax.jit(init, out_shardings=shardings)(), shardings
-    template = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        shapes,
-        shardings,
-    )
-    return restore_state(out, saved, template), shardings
+
+    def on_devices(leaf: Any, place: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    return restore_state(out, saved, jax.tree.map(on_devices, shapes, shardings)), shardings
 
 
-def prepare_step(
-    config: Config, alpha_bar: np.ndarray, weights: np.ndarray | None, shardings: Any, *, flip: bool
-) -> Step:
+def prepare_step(config: Config, weights: np.ndarray | None, shardings: Any, *, flip: bool) -> Step:
     """The train step of a configuration."""
     settings = config.train
     return make_train_step(
         unet_apply(config.model, settings.dtype, settings.remat, to_train=True),
         make_optimizer(settings),
-        alpha_bar,
+        config.diffusion.alpha_bar(),
         seed=config.seed,
         ema_decay=settings.ema_decay,
         flip=flip,
@@ -167,7 +136,7 @@ def prepare_step(
 def device_batches(
     config: Config, dataset: Dataset, mesh: Mesh, start: int
 ) -> Iterator[tuple[Any, Any]]:
-    """(x_0, label or None) of every step from `start` on, on the devices: two batches ahead of the step that runs."""
+    """(x_0, label or None) of every step from `start` on, sent to the devices two batches ahead."""
     size, split = config.train.batch_size, batch_sharding(mesh)
     local = batches(dataset, size, config.seed, start, process_rows(size))
     stream = (
@@ -211,78 +180,79 @@ def _run(
     stop: threading.Event,
     console: Console,
 ) -> TrainState:
-    """Step until the end or a signal; log, judge, save and draw on the way."""
+    """Train until the end or a signal; log, validate, save and sample on the way."""
     out, settings = Path(config.out), config.train
     window: list[Metrics] = []
-    pause = (
-        0.0  # seconds since the last report that went into compiling, judging, saving and drawing
-    )
+    pause = 0.0  # seconds since the last report that were not training
     first = int(state.step) + 1
     log_file = None if jax.process_index() else out / "metrics.jsonl"
     with (
         checkpoints(out, settings.keep_checkpoints) as manager,
         journal(log_file, settings.steps, settings.batch_size, first - 1, console) as report,
     ):
-        for done, batch in enumerate(stream, first):
-            if done > settings.steps:
-                break
+        for done, batch in enumerate(islice(stream, settings.steps + 1 - first), first):
             start = time.perf_counter()
             state, metrics = step(state, *batch)
             if done == first:  # the call returns once it is compiled; it runs in the background
                 pause = time.perf_counter() - start
             window.append(metrics)
-            # The host reads from the device only where something is due; in between it runs ahead.
+            # The host reads from the device only when something is due; otherwise it runs ahead.
             last = done == settings.steps
-            log, save = (
-                last or done % every == 0
-                for every in (settings.log_every, settings.checkpoint_every)
-            )
-            halt = _any_process(stop, log)
-            if log or save or halt:
+            log = last or done % settings.log_every == 0
+            halt = any_process(stop, log)
+            save = last or halt or done % settings.checkpoint_every == 0
+            if log or save:
                 window = jax.device_get(window)
                 _check_losses(window, done, config, manager)
             start = time.perf_counter()
-            judged = validate(state.ema) if validate and (save or halt) else None
+            judged = validate(state.ema) if validate and save else None
             pause += time.perf_counter() - start
             if log:
                 report(done, window, pause, judged)
                 window, pause = [], 0.0
             start = time.perf_counter()
-            if save or halt:
+            if save:
                 save_checkpoint(manager, state, config, judged)
             if settings.sample_every and done % settings.sample_every == 0:
-                _save_grid(
-                    draw(state.ema, settings.sample_images),
-                    out / "samples" / f"step_{done:07d}.png",
-                )
+                images = draw(state.ema, settings.sample_images)
+                save_preview(images, out / "samples" / f"step_{done:07d}.png")
             pause += time.perf_counter() - start
             if halt:
                 break
     return state
 
 
-def _finish(
-    config: Config, out: Path, state: TrainState, dataset: Dataset, draw: Draw, console: Console
-) -> None:
-    """The last grid, and the Fréchet distance of raw pixels."""
-    count = config.train.evaluate_images
-    images = draw(state.ema, max(count, config.train.sample_images))
-    _save_grid(images[: config.train.sample_images], out / "samples.png")
-    console.print(f"trained to step {int(state.step)}; samples in {out / 'samples.png'}")
-    if count and jax.process_index() == 0:
-        real = to_unit_range(dataset.read(np.arange(dataset.size)))
-        fake = to_unit_range(images[:count])
-        distance = frechet_distance(real.reshape(len(real), -1), fake.reshape(len(fake), -1))
-        console.print(
-            f"Fréchet distance, pixels in [-1, 1], {fake[0].size} dimensions, n={count:,} against {len(real):,} train images, "
-            f"S={config.train.sample_steps}, eta=0: {distance:.3f}",
-        )
-    console.print(f"sample with: python sample.py generate {shlex.quote(str(out))}")
+def _check_losses(window: list[Metrics], done: int, config: Config, manager: Any) -> None:
+    """Raise a ValueError if the loss has diverged; nothing is saved after that step."""
+    problem = exploded(window, done, config.train)
+    if problem is None:
+        return
+    seal(manager)
+    good = latest_step(Path(config.out))
+    kept = (
+        "no checkpoint was saved before it"
+        if good is None
+        else f"the checkpoint of step {good} is good"
+    )
+    raise ValueError(
+        f"{problem}; {kept}; lower --train.learning-rate ({config.train.learning_rate:g}) or "
+        f"--train.clip-norm ({config.train.clip_norm:g}) in a new --out."
+    )
 
 
-def _save_grid(images: np.ndarray, path: Path) -> None:
-    if jax.process_index() == 0:
-        save_grid(images, path)
+def describe_run(config: Config, console: Console) -> None:
+    """Print a configuration, the number of its parameters and the shape of its data."""
+    config.check()
+    console.print_json(to_json(dataclasses.asdict(config)))
+    console.print(f"parameters: {count_parameters(unet_shapes(config.model)):,}")
+    shape, size = config.model.image_shape(), ""
+    if config.data.source == "cifar10" and not is_prepared(config.data.directory()):
+        name = f"cifar10, not yet prepared in {config.data.directory()}"
+    else:
+        dataset = load_dataset(config.data, shape)
+        name, size = dataset.name, f"{dataset.size:,} "
+    batch = (config.train.batch_size, *shape)
+    console.print(f"data: {name}, {size}images of shape {shape}; batches {batch} in [-1, 1]")
 
 
 def count_parameters(params: Any) -> int:
@@ -295,96 +265,21 @@ def count_parameters(params: Any) -> int:
 
 
 def _resumable_step(config: Config, out: Path) -> int | None:
-    """The step to go on from, None for a new run."""
+    """The step to resume from, or None for a new run."""
     if latest_step(out) is None:
         return None
     saved, step = load_run_config(out)
-    free = _FREE | ({"train.steps"} if config.train.decay == "constant" else set())
     for flag, (there, here) in differences(saved, config).items():
-        # At step 0, where imported weights are, everything is open that does not say what the weights are.
-        if flag not in free and (step or flag.startswith(("model.", "diffusion."))):
+        more_steps = flag == "train.steps" and config.train.decay == "constant"
+        # At step 0, with imported weights, only the model and the noising process are fixed.
+        if not more_steps and (step or flag.startswith(("model.", "diffusion."))):
             raise ValueError(
-                f"{out} holds checkpoints of another configuration: --{flag} was {there} there and is {here} now; "
-                f"use the old value to continue, or another --out to start anew."
+                f"{out} holds checkpoints of another configuration: --{flag} was {there} there "
+                f"and is {here} now; use the old value to continue, or another --out to start anew."
             )
     if step > config.train.steps:
         raise ValueError(
-            f"{out} is already at step {step}; --train.steps is {config.train.steps}: give more steps, or another --out."
+            f"{out} is already at step {step}; --train.steps is {config.train.steps}: give more "
+            "steps, or another --out."
         )
     return step
-
-
-def _make_draw(config: Config, apply: Callable[..., Any], alpha_bar: np.ndarray) -> Draw:
-    """draw(params, count) → uint8 images, always from the same noise, through all classes in turn; compiled once."""
-    settings = config.train
-    table = step_table(
-        alpha_bar, uniform_timesteps(config.diffusion.num_steps, settings.sample_steps), eta(0.0)
-    )
-    size = full_batch(settings.sample_images)
-    mesh = make_mesh(size)
-    sampler = make_sampler(
-        apply, alpha_bar, config.model.image_shape(), mesh, kind=config.diffusion.prediction
-    )
-    labels = tuple(range(config.model.num_classes))
-
-    def draw(params: Any, count: int) -> np.ndarray:
-        params = jax.device_put(params, replicated(mesh))
-        parts = generate(
-            sampler, params, table, seed=config.seed, count=count, batch_size=size, labels=labels
-        )
-        return np.concatenate([to_uint8(part) for part in parts])
-
-    return draw
-
-
-def _check_losses(window: list[Metrics], done: int, config: Config, manager: Any) -> None:
-    """Raise ValueError at the first step that is not finite or whose loss has exploded; nothing is saved after it."""
-    for step, metrics in enumerate(window, done - len(window) + 1):
-        for name, value in metrics.items():
-            if not np.isfinite(value) or (name == "loss" and value > config.train.max_loss):
-                seal(manager)
-                good = latest_step(Path(config.out))
-                kept = (
-                    "no checkpoint was saved before it"
-                    if good is None
-                    else f"the checkpoint of step {good} is good"
-                )
-                limit = (
-                    f", above --train.max-loss ({config.train.max_loss:g})"
-                    if np.isfinite(value)
-                    else ""
-                )
-                raise ValueError(
-                    f"the {name.replace('_', ' ')} is {value:g} at step {step}{limit}; {kept}; "
-                    f"lower --train.learning-rate ({config.train.learning_rate:g}) or --train.clip-norm "
-                    f"({config.train.clip_norm:g}) in a new --out."
-                )
-
-
-def _any_process(stop: threading.Event, now: bool) -> bool:
-    """Whether to halt after this step: all processes at the same one, so several ask each other where they log anyway."""
-    if jax.process_count() == 1:
-        return stop.is_set()
-    return now and bool(multihost_utils.process_allgather(np.array(stop.is_set())).any())
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets; a second signal acts as it always did."""
-    stop = threading.Event()
-    before: dict[int, Any] = {}
-
-    def handle(number: int, _: Any) -> None:
-        stop.set()
-        signal.signal(number, before[number])
-
-    try:
-        if (
-            threading.current_thread() is threading.main_thread()
-        ):  # Python delivers signals to no other
-            for number in (signal.SIGINT, signal.SIGTERM):
-                before[number] = signal.signal(number, handle)
-        yield stop
-    finally:
-        for known, handler in before.items():
-            signal.signal(known, handler)

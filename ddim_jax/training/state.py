@@ -1,4 +1,4 @@
-"""The state of training, a pytree of arrays, and its optimizer."""
+"""The training state, a pytree of arrays, and the optimizer."""
 
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from ..config import TrainConfig
 
 
 class TrainState(NamedTuple):
-    """Everything that changes while training: steps done, weights, their running average, Adam's moments."""
+    """What training changes: number of steps done, weights, their average, Adam's moments."""
 
     step: Int[Array, ""]
     params: Any
@@ -20,7 +20,7 @@ class TrainState(NamedTuple):
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """Adam with global-norm clipping, linear warm-up, and a constant or cosine learning rate after it.
+    """Adam with global-norm clipping, linear warm-up, then a constant or cosine learning rate.
 
     Source: arXiv:2006.11239, appendix B; the official DDIM code's configs/cifar10.yml.
 
@@ -56,7 +56,7 @@ def learning_rate(config: TrainConfig) -> optax.Schedule:
 
 
 def initial_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step; the average starts at the weights.
+    """The state before the first step; the average starts as a copy of the weights.
 
     >>> int(initial_state({"w": jnp.zeros(3)}, make_optimizer(TrainConfig())).step)
     0

@@ -1,4 +1,4 @@
-"""The loss on held-out images, by which a checkpoint is judged."""
+"""The validation loss of a checkpoint, on held-out images."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +10,9 @@ from jax.sharding import Mesh
 from ..config import Config
 from ..data import Dataset, load_dataset
 from ..devices import batch_sharding, process_rows, to_global
-from ..diffusion.randomness import Purpose, purpose_key
+from ..diffusion.keys import Purpose, purpose_key
+from ..diffusion.objective import draw_examples, prediction_loss
 from ..images import to_unit_range
-from .loss import draw_examples, prediction_loss
 
 
 def make_validation(
@@ -23,18 +23,10 @@ def make_validation(
     train: Dataset,
     mesh: Mesh,
 ) -> Callable[[Any], float]:
-    """validate(params) → the training loss, without dropout, of images that training does not see, always with the same noise.
+    """validate(params) → the training loss, without dropout, on images that training never sees.
 
-    Args:
-        config: its train.validate_images says how many images of the test split; where the data set has none, of `train`.
-        apply: the network.
-        alpha_bar: ᾱ_0 … ᾱ_T, shape (T+1,).
-        weights: of the loss, from `loss_weights`.
-        train: the training images.
-        mesh: devices, all of those of the training step.
-
-    Returns:
-        validate; compiled at its first call.
+    The noise is always the same. If the data have no test split, the images are those of `train`.
+    It is compiled on the first call.
     """
     held_out, size = _held_out(config, train), config.train.batch_size // config.train.accumulate
     count = min(config.train.validate_images, held_out.size)
@@ -49,15 +41,14 @@ def make_validation(
         return prediction_loss(apply, params, examples)
 
     def validate(params: Any) -> float:
-        found = []
+        losses = []
         for i in range(-(-count // size)):
-            indices = (
-                np.arange(i * size, (i + 1) * size)[rows] % count
-            )  # the last batch is filled up from the first images
+            # The last batch is filled up from the first images.
+            indices = np.arange(i * size, (i + 1) * size)[rows] % count
             x_0 = to_unit_range(held_out.read(indices))
             label = held_out.label(indices) if config.model.num_classes and held_out.label else None
-            found.append(loss(params, *to_global((x_0, label), split), np.uint32(i)))
-        return float(np.mean(jax.device_get(found)))
+            losses.append(loss(params, *to_global((x_0, label), split), np.uint32(i)))
+        return float(np.mean(jax.device_get(losses)))
 
     return validate
 

@@ -1,10 +1,10 @@
+import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from ddim_jax.training.checkpoint import (
     restore_state,
     save_checkpoint,
 )
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -28,17 +29,14 @@ def saved(tmp_path_factory):
     directory = tmp_path_factory.mktemp("run")
     config = replace(Config(), seed=3)
     optimizer = make_optimizer(config.train)
-    params = {
-        "w": jnp.arange(1000.0).reshape(10, 100),
-        "layers": {i: jnp.full(3, i, jnp.float32) for i in range(11)},
-    }
+    layers = {i: jnp.full(3, i, jnp.float32) for i in range(11)}
+    params = {"w": jnp.arange(1000.0).reshape(10, 100), "layers": layers}
     states = {}
     with checkpoints(directory, keep=3) as manager:
         for step in range(1, 6):
             scaled = jax.tree.map(lambda leaf, step=step: leaf * step, params)
-            state = initial_state(scaled, optimizer)._replace(
-                step=jnp.int32(step), ema=jax.tree.map(jnp.negative, scaled)
-            )
+            ema = jax.tree.map(jnp.negative, scaled)
+            state = initial_state(scaled, optimizer)._replace(step=jnp.int32(step), ema=ema)
             save_checkpoint(manager, state, config)
             states[step] = state
     return directory, config, states
@@ -62,9 +60,7 @@ def test_state_average_and_configuration_return_bit_for_bit(saved):
 
 
 def test_the_oldest_are_removed(saved):
-    assert sorted(
-        path.name for path in (saved[0] / "checkpoints").iterdir() if path.name.isdigit()
-    ) == ["3", "4", "5"]
+    assert kept(saved[0]) == [3, 4, 5]
 
 
 def test_what_a_kill_left_half_written_is_not_a_checkpoint(run):
@@ -74,31 +70,28 @@ def test_what_a_kill_left_half_written_is_not_a_checkpoint(run):
 
 
 def damage(run, how):
-    files = sorted(
-        (path for path in (run / "checkpoints" / "5" / "ema").rglob("*") if path.is_file()),
-        key=os.path.getsize,
-    )
+    ema = run / "checkpoints" / "5" / "ema"
+    largest = max((path for path in ema.rglob("*") if path.is_file()), key=os.path.getsize)
     if how == "truncated":
-        os.truncate(files[-1], os.path.getsize(files[-1]) // 2)
+        os.truncate(largest, os.path.getsize(largest) // 2)
     elif how == "flipped bit":
-        content = bytearray(files[-1].read_bytes())
+        content = bytearray(largest.read_bytes())
         content[len(content) // 2] ^= 1
-        files[-1].write_bytes(content)
+        largest.write_bytes(content)
     elif how == "missing":
-        files[-1].unlink()
+        largest.unlink()
     elif how == "metadata":
-        os.truncate(run / "checkpoints" / "5" / "ema" / "_METADATA", 20)
+        os.truncate(ema / "_METADATA", 20)
     elif how == "no item":
-        shutil.rmtree(run / "checkpoints" / "5" / "ema")
+        shutil.rmtree(ema)
 
 
 @pytest.mark.parametrize("how", ["truncated", "flipped bit", "missing", "metadata", "no item"])
 def test_a_damaged_checkpoint_is_named_and_left_alone(run, saved, how, capfd):
     damage(run, how)
     before = sorted(str(path) for path in run.rglob("*"))
-    with pytest.raises(
-        ValueError, match=rf"the checkpoint {run}/checkpoints/5 is damaged .*; remove it"
-    ) as error:
+    message = rf"the checkpoint {run}/checkpoints/5 is damaged .*; remove it"
+    with pytest.raises(ValueError, match=message) as error:
         restore_state(run, 5, saved[2][1])
     assert "\n" not in str(error.value)
     assert sorted(str(path) for path in run.rglob("*")) == before
@@ -107,13 +100,12 @@ def test_a_damaged_checkpoint_is_named_and_left_alone(run, saved, how, capfd):
 
 
 def test_the_checksums_are_those_of_sha256sum(run):
-    import hashlib
-
-    for line in (run / "checkpoints" / "5" / "SHA256SUMS").read_text().splitlines():
+    checkpoint = run / "checkpoints" / "5"
+    lines = (checkpoint / "SHA256SUMS").read_text().splitlines()
+    assert len(lines) > 5
+    for line in lines:
         expected, name = line.split("  ")
-        assert (
-            hashlib.sha256((run / "checkpoints" / "5" / name).read_bytes()).hexdigest() == expected
-        )
+        assert hashlib.sha256((checkpoint / name).read_bytes()).hexdigest() == expected
 
 
 def test_without_checksums_orbax_finds_what_it_can(run, saved):
@@ -132,9 +124,8 @@ def test_a_damaged_configuration(run):
 
 
 def test_directories_without_a_checkpoint(tmp_path):
-    with pytest.raises(
-        ValueError, match=f"{tmp_path}/nowhere does not exist; `python train.py --out"
-    ):
+    message = f"{tmp_path}/nowhere does not exist; `python train.py --out"
+    with pytest.raises(ValueError, match=message):
         load_run(tmp_path / "nowhere")
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(ValueError, match=f"the run directory {tmp_path} holds no checkpoint"):
@@ -152,6 +143,12 @@ def kept(directory):
     )
 
 
+def assert_first_is_whole(directory):
+    assert kept(directory) == [1]
+    state = small_state(1)
+    jax.tree.map(np.testing.assert_array_equal, restore_state(directory, 1, state), state)
+
+
 def test_the_best_stays_beside_the_newest(tmp_path):
     losses = {1: 0.9, 2: 0.3, 3: 0.5, 4: 0.6, 5: 0.4}
     with checkpoints(tmp_path, keep=1) as manager:
@@ -161,16 +158,11 @@ def test_the_best_stays_beside_the_newest(tmp_path):
     with checkpoints(tmp_path, keep=1) as manager:  # another process remembers which was the best
         save_checkpoint(manager, small_state(6), Config(), 0.7)
     assert kept(tmp_path) == [2, 6]
-    assert [load_run_config(tmp_path, which)[1] for which in ("latest", "best", "2", 6)] == [
-        6,
-        2,
-        2,
-        6,
-    ]
+    steps = [load_run_config(tmp_path, which)[1] for which in ("latest", "best", "2", 6)]
+    assert steps == [6, 2, 2, 6]
     for which in ("5", "newest", -1):
-        with pytest.raises(
-            ValueError, match=rf"asked for is {which}; .* has latest, best and \[2, 6\]"
-        ):
+        message = rf"asked for is {which}; .* has latest, best and \[2, 6\]"
+        with pytest.raises(ValueError, match=message):
             load_run_config(tmp_path, which)
 
 
@@ -179,25 +171,20 @@ def test_without_losses_there_is_no_best(tmp_path):
         for step in (1, 2, 3):
             save_checkpoint(manager, small_state(step), Config())
     assert kept(tmp_path) == [2, 3]
-    with pytest.raises(
-        ValueError,
-        match=r"no checkpoint of .* has a validation loss; ask for the latest, or one of \[2, 3\]",
-    ):
+    message = r"no checkpoint of .* has a validation loss; ask for the latest, or one of \[2, 3\]"
+    with pytest.raises(ValueError, match=message):
         load_run_config(tmp_path, "best")
 
 
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
-    message = r"step 2 cannot be written .*\(it takes .* MB are free\); that of step 1 is whole"
+    message = r"step 2 cannot be written .*\(it takes .* MB are free\); that of step 1 is intact"
     with checkpoints(tmp_path, keep=1) as manager:
         save_checkpoint(manager, small_state(1), Config())
         manager.wait_until_finished()
         monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))
         with pytest.raises(ValueError, match=message):
             save_checkpoint(manager, small_state(2), Config())
-    assert kept(tmp_path) == [1]
-    jax.tree.map(
-        np.testing.assert_array_equal, restore_state(tmp_path, 1, small_state(1)), small_state(1)
-    )
+    assert_first_is_whole(tmp_path)
 
 
 FULL = """
@@ -208,7 +195,8 @@ from tests.training.test_checkpoint import *
 with checkpoints(Path(sys.argv[1]), keep=1) as manager:
     save_checkpoint(manager, small_state(1), Config())
     manager.wait_until_finished()
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))  # writing fails in the middle, as on a full disk
+    # Writing fails in the middle, as on a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
     state = initial_state({"w": jnp.sin(jnp.arange(1e5))}, make_optimizer(Config().train))
     save_checkpoint(manager, state._replace(step=jnp.int32(2)), Config())
 """
@@ -216,16 +204,9 @@ with checkpoints(Path(sys.argv[1]), keep=1) as manager:
 
 @pytest.mark.slow
 def test_a_disk_that_fills_up_while_it_is_written_loses_nothing(tmp_path):
-    root = Path(__file__).parent.parent.parent
     done = subprocess.run(
-        [sys.executable, "-c", FULL, str(tmp_path)], cwd=root, capture_output=True, text=True
+        [sys.executable, "-c", FULL, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
     )
-    last = done.stderr.strip().splitlines()[-1]
-    assert re.search(
-        r"ValueError: the checkpoint of step 2 cannot be written to .*that of step 1 is whole",
-        done.stderr,
-    ), last
-    assert kept(tmp_path) == [1]
-    jax.tree.map(
-        np.testing.assert_array_equal, restore_state(tmp_path, 1, small_state(1)), small_state(1)
-    )
+    message = "ValueError: the checkpoint of step 2 cannot be written to .*that of step 1 is intact"
+    assert re.search(message, done.stderr), done.stderr.strip().splitlines()[-1]
+    assert_first_is_whole(tmp_path)

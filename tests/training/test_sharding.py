@@ -1,6 +1,6 @@
-"""One step of training on every shape of mesh against one device, and what a device has to hold."""
+"""One training step on meshes of every shape against one device, and what a device holds."""
 
-from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,143 +12,145 @@ from ddim_jax.devices import batch_sharding, make_mesh, state_shardings, to_glob
 from ddim_jax.model import UNetConfig, build_unet, unet_apply
 from ddim_jax.training import initial_state, make_train_step
 
-CONFIG = UNetConfig(8, 1, 8, (1,), 1, (), 2, dropout=0.2, num_classes=3)
 BATCH = 16
 
 
-@pytest.fixture(scope="module")
-def start():
-    """Weights with none at zero, and a batch."""
-    _, params = build_unet(CONFIG, 0)
-    params = jax.tree.map(
-        lambda leaf: (
-            leaf + 0.02 * np.cos(np.arange(leaf.size, dtype=np.float32)).reshape(leaf.shape)
-        ),
-        params,
+def network(params, x, t, *, label, dropout_key, rate=0.2):
+    """Convolutions, a bias by time and label, normalisation per image, and dropout."""
+    convolve = partial(
+        jax.lax.conv_general_dilated,
+        window_strides=(1, 1),
+        padding="SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
+    bias = params["label"][label] + jnp.outer(jnp.sin(t / 100), params["time"])
+    h = convolve(x, params["in"]) + bias[:, None, None]
+    h = jax.nn.silu(h / jnp.std(h, axis=(1, 2, 3), keepdims=True))
+    kept = jax.random.bernoulli(dropout_key, 1 - rate, h.shape)
+    return convolve(jnp.where(kept, h / (1 - rate), 0), params["out"])
+
+
+def weights():
+    shapes = {"in": (3, 3, 1, 32), "out": (3, 3, 32, 1), "label": (4, 32), "time": (32,)}
+    return {name: np.cos(np.arange(np.prod(s))).reshape(s) / 5 for name, s in shapes.items()}
+
+
+def prepare(params, apply, optimizer, alpha_bar, data, fsdp, **options):
+    """The step, its state and its batch, where they belong on a mesh."""
     rng = np.random.default_rng(0)
-    batch = (
-        rng.uniform(-1, 1, (BATCH, 8, 8, 1)).astype(np.float32),
-        rng.integers(0, 3, BATCH).astype(np.int32),
-    )
-    return jax.tree.map(np.asarray, params), batch
-
-
-def prepare(
-    start,
-    optimizer,
-    alpha_bar,
-    data,
-    fsdp,
-    dtype="float32",
-    remat=False,
-    dropout=CONFIG.dropout,
-    **options,
-):
-    params, batch = start
+    images = rng.uniform(-1, 1, (BATCH, 8, 8, 1)).astype(np.float32)
+    labels = rng.integers(0, 3, BATCH).astype(np.int32)
     mesh = make_mesh(BATCH // options.get("accumulate", 1), data, fsdp)
-    state = initial_state(jax.tree.map(jnp.asarray, params), optimizer)
+    state = initial_state(jax.tree.map(jnp.float32, params), optimizer)
     shardings = state_shardings(state, mesh)
-    apply = unet_apply(replace(CONFIG, dropout=dropout), dtype, remat)
-    options = {
-        "seed": 0,
-        "flip": True,
-        "num_classes": 3,
-        "label_dropout": 0.3,
-        "shardings": shardings,
-        **options,
-    }
-    step = make_train_step(apply, optimizer, alpha_bar, **options)
-    return step, jax.device_put(state, shardings), to_global(batch, batch_sharding(mesh))
+    options = {"flip": True, "num_classes": 3, "label_dropout": 0.3, "seed": 0, **options}
+    step = make_train_step(apply, optimizer, alpha_bar, shardings=shardings, **options)
+    batch = to_global((images, labels), batch_sharding(mesh))
+    return step, jax.device_put(state, shardings), batch
 
 
-def one_step(*arguments, **options):
-    step, state, batch = prepare(*arguments, **options)
-    placed = jax.tree.map(lambda leaf: leaf.sharding, state)
+def one_step(params, apply, optimizer, alpha_bar, data=1, fsdp=1, **options):
+    step, state, batch = prepare(params, apply, optimizer, alpha_bar, data, fsdp, **options)
+    places = jax.tree.map(lambda leaf: leaf.sharding, state)
     state, metrics = step(state, *batch)
-    jax.tree.map(
-        lambda leaf, place: (
-            leaf.sharding.is_equivalent_to(place, leaf.ndim) or pytest.fail("moved")
-        ),
-        state,
-        placed,
-    )
+    for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(places), strict=True):
+        assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
     return jax.tree.map(np.asarray, state), {name: float(value) for name, value in metrics.items()}
 
 
-@pytest.fixture(scope="module")
-def alone(start, alpha_bar):
-    """The step of plain gradient descent on one device: with a rate of 1, weights before − after are the gradient."""
-    return one_step(start, optax.sgd(1.0), alpha_bar, 1, 1)
+def gradient(params, apply, alpha_bar, *mesh, **options):
+    """Plain gradient descent at a rate of 1: the weights before − after are the gradient."""
+    state, metrics = one_step(params, apply, optax.sgd(1.0), alpha_bar, *mesh, **options)
+    return jax.tree.map(np.subtract, params, state.params), metrics
 
 
-def same_gradient(start, found, expected):
+def assert_same_gradient(params, actual, expected):
     """Equal up to the rounding of sums over batch and pixels in another order."""
-    terms = BATCH * 8 * 8
-    tolerance = (
-        2**-24 * terms**0.5 * 8
-    )  # a random walk of roundings, through the eight products a weight's gradient passes
+    # A random walk of roundings, through the eight products that a weight's gradient passes.
+    tolerance = 2**-24 * (BATCH * 8 * 8) ** 0.5 * 8
 
-    def compare(before, one, two):
-        size = np.abs(before - two).max()
+    def compare(before, a, b):
         # The subtraction of the weights themselves rounds, too.
-        np.testing.assert_allclose(
-            before - one,
-            before - two,
-            rtol=0,
-            atol=tolerance * size + 2**-22 * np.abs(before).max(),
-        )
+        rounding = tolerance * np.abs(b).max() + 2**-22 * np.abs(before).max()
+        np.testing.assert_allclose(a, b, rtol=0, atol=rounding)
 
-    jax.tree.map(compare, start[0], found[0].params, expected[0].params)
+    jax.tree.map(compare, params, actual[0], expected[0])
     for name in ("loss", "grad_norm"):
-        assert found[1][name] == pytest.approx(expected[1][name], rel=tolerance)
+        assert actual[1][name] == pytest.approx(expected[1][name], rel=tolerance)
 
 
-@pytest.mark.parametrize(("data", "fsdp"), [(2, 1), (4, 1), (8, 1), (2, 4)])
-def test_a_mesh_changes_no_gradient(start, alone, alpha_bar, data, fsdp):
-    found = one_step(start, optax.sgd(1.0), alpha_bar, data, fsdp)
-    same_gradient(start, found, alone)
-    assert np.abs(found[0].params["conv_in"]["kernel"] - start[0]["conv_in"]["kernel"]).max() > 1e-3
+@pytest.fixture(scope="module")
+def alone(alpha_bar):
+    return gradient(weights(), network, alpha_bar)
 
 
-def test_a_device_holds_its_part_of_the_state_and_adam_is_bound_by_its_rate(start, alpha_bar):
-    """Adam divides a gradient by its own size, rounding included, so weights may differ by the rate a step at most."""
-    rate, held, results = 1e-3, {}, {}
+@pytest.mark.parametrize("mesh", [(2, 1), (4, 1), (8, 1), (2, 4)])
+def test_a_mesh_changes_no_gradient(alone, alpha_bar, mesh):
+    assert_same_gradient(weights(), gradient(weights(), network, alpha_bar, *mesh), alone)
+    assert all(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(alone[0]))
+
+
+def test_parts_of_a_batch_add_up_to_its_gradient(alpha_bar):
+    """Without dropout, which is drawn anew for every part."""
+    apply = partial(network, rate=0.0)
+    parts = gradient(weights(), apply, alpha_bar, 2, 2, accumulate=4)
+    assert_same_gradient(weights(), parts, gradient(weights(), apply, alpha_bar))
+
+
+def test_a_device_holds_its_part_of_the_state_and_adam_is_bound_by_its_rate(alpha_bar):
+    """Adam divides a gradient and its rounding by its size: weights differ by the rate at most."""
+    rate, held, losses, params = 1e-3, {}, {}, {}
     for fsdp in (1, 8):
-        step, state, batch = prepare(start, optax.adam(rate), alpha_bar, 8 // fsdp, fsdp)
+        adam = optax.adam(rate)
+        step, state, batch = prepare(weights(), network, adam, alpha_bar, 8 // fsdp, fsdp)
         compiled = step.lower(state, *batch).compile()
-        images = sum(leaf.nbytes for leaf in jax.tree.leaves(batch)) // 8
+        images = sum(leaf.nbytes for leaf in batch) // 8
         held[fsdp] = compiled.memory_analysis().argument_size_in_bytes - images
         for _ in range(3):
             state, metrics = compiled(state, *batch)
-        results[fsdp] = jax.tree.map(np.asarray, state), float(metrics["loss"])
-    assert held[1] == sum(leaf.nbytes for leaf in jax.tree.leaves(results[1][0]))
+        params[fsdp], losses[fsdp] = jax.tree.map(np.asarray, state.params), float(metrics["loss"])
+    assert held[1] == sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     assert held[8] <= held[1] / 6
-    (one, loss), (two, other) = results.values()
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2 * 3 * rate),
-        one.params,
-        two.params,
-    )
-    assert loss == pytest.approx(other, rel=1e-3)
+    for one, two in zip(*map(jax.tree.leaves, params.values()), strict=True):
+        np.testing.assert_allclose(one, two, rtol=0, atol=2 * 3 * rate)
+    assert losses[1] == pytest.approx(losses[8], rel=1e-3)
 
 
-def test_parts_of_a_batch_add_up_to_its_gradient(start, alpha_bar):
-    """Without dropout, which is drawn anew for every part."""
-    whole = one_step(start, optax.sgd(1.0), alpha_bar, 1, 1, dropout=0.0)
-    same_gradient(
-        start, one_step(start, optax.sgd(1.0), alpha_bar, 2, 2, dropout=0.0, accumulate=4), whole
-    )
+UNET = UNetConfig(8, 1, 8, (1,), 1, (), 2, dropout=0.2, num_classes=3)
 
 
-def test_rematerialisation_changes_nothing_and_bfloat16_little(start, alone, alpha_bar):
-    same_gradient(start, one_step(start, optax.sgd(1.0), alpha_bar, 1, 1, remat=True), alone)
-    state, metrics = one_step(start, optax.adam(1e-3), alpha_bar, 1, 1, dtype="bfloat16")
-    assert metrics["loss"] == pytest.approx(alone[1]["loss"], rel=0.02)
-    assert metrics["loss"] != alone[1]["loss"]
-    assert metrics["grad_norm"] == pytest.approx(alone[1]["grad_norm"], rel=0.05)
-    assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.ema))} == {
-        np.dtype("float32")
-    }
-    moments = [leaf.dtype for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
-    assert set(moments) == {np.dtype("float32")}
+@pytest.fixture(scope="module")
+def unet_params():
+    """Weights with none at zero."""
+
+    def fill(leaf):
+        return np.asarray(leaf) + 0.02 * np.cos(np.arange(leaf.size)).reshape(leaf.shape)
+
+    return jax.tree.map(lambda leaf: np.float32(fill(leaf)), build_unet(UNET, 0)[1])
+
+
+@pytest.fixture(scope="module")
+def unet_alone(unet_params, alpha_bar):
+    return gradient(unet_params, unet_apply(UNET), alpha_bar)
+
+
+@pytest.mark.slow
+def test_a_mesh_and_rematerialisation_change_no_gradient_of_the_unet(
+    unet_params, unet_alone, alpha_bar
+):
+    apply = unet_apply(UNET, remat=True, to_train=True)
+    found = gradient(unet_params, apply, alpha_bar, 2, 4)
+    assert_same_gradient(unet_params, found, unet_alone)
+    assert np.abs(found[0]["conv_in"]["kernel"]).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_bfloat16_changes_little_and_the_state_stays_float32(unet_params, unet_alone, alpha_bar):
+    apply = unet_apply(UNET, "bfloat16")
+    state, metrics = one_step(unet_params, apply, optax.adam(1e-3), alpha_bar)
+    expected = unet_alone[1]
+    assert metrics["loss"] == pytest.approx(expected["loss"], rel=0.02)
+    assert metrics["loss"] != expected["loss"]
+    assert metrics["grad_norm"] == pytest.approx(expected["grad_norm"], rel=0.05)
+    floats = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
+    assert {leaf.dtype for leaf in floats} == {np.dtype("float32")}

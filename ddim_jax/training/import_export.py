@@ -1,4 +1,4 @@
-"""Runs out of published weights, and published weights out of runs: `train.py import` and `train.py export`."""
+"""`train.py import` and `train.py export`: runs from published weights, and the reverse."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +9,7 @@ import tyro
 from rich.console import Console
 
 from ..config import UNetConfig, presets, save_config
-from ..model.diffusers import schedule_of_diffusers
+from ..model.diffusers_layout import schedule_of_diffusers
 from ..model.pretrained import load_pretrained, save_diffusers
 from .checkpoint import checkpoints, latest_step, load_run, save_checkpoint
 from .state import initial_state, make_optimizer
@@ -17,21 +17,21 @@ from .state import initial_state, make_optimizer
 
 @dataclass(frozen=True)
 class ImportConfig:
-    """Make a run directory of weights that others trained: sample from it, or train it on."""
+    """Make a run directory from published weights, to sample from or to train further."""
 
     weights: tyro.conf.Positional[Path]
-    """An official checkpoint (.ckpt, .pt, .pth, .safetensors), or a diffusers UNet2DModel folder."""
+    """An official checkpoint (.ckpt, .pt, .pth, .safetensors), or a UNet2DModel folder."""
     run: tyro.conf.Positional[Path]
     """The run directory to make."""
     image_size: int = UNetConfig.image_size
-    """Height and width of the images; an official checkpoint does not tell (a diffusers folder does)."""
+    """Height and width of the images, for an official checkpoint (a diffusers folder has it)."""
     groups: int = UNetConfig.groups
-    """Groups of GroupNorm; an official checkpoint does not tell (a diffusers folder does)."""
+    """Groups of GroupNorm, for an official checkpoint (a diffusers folder has it)."""
 
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write the averaged (EMA) weights of a run as a folder for diffusers: UNet2DModel and DDIMScheduler load from it."""
+    """Write the averaged (EMA) weights of a run as a folder that diffusers can load."""
 
     run: tyro.conf.Positional[Path]
     """The run directory."""
@@ -42,11 +42,7 @@ class ExportConfig:
 
 
 def import_run(config: ImportConfig, console: Console) -> None:
-    """Save the weights as step 0 of a new run with the paper's settings of training.
-
-    Raises:
-        ValueError: weights that cannot be read, or a run directory that has checkpoints.
-    """
+    """Save the weights as step 0 of a new run with the paper's training settings."""
     if latest_step(config.run) is not None:
         raise ValueError(f"{config.run} holds a checkpoint already; choose another directory.")
     model, params = load_pretrained(
@@ -64,17 +60,12 @@ def import_run(config: ImportConfig, console: Console) -> None:
         save_checkpoint(manager, initial_state(params, make_optimizer(run.train)), run)
     save_config(run, config.run / "config.json")
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    console.print(
-        f"{config.run}: {count:,} parameters for images {model.image_shape()}, from {config.weights}"
-    )
+    size = f"{count:,} parameters for images {model.image_shape()}"
+    console.print(f"{config.run}: {size}, from {config.weights}")
 
 
 def export_run(config: ExportConfig, console: Console) -> None:
-    """Write a run's weights and noising process for diffusers.
-
-    Raises:
-        ValueError: a run without a readable checkpoint, or a folder that cannot be written.
-    """
+    """Write a run's weights and noising process for diffusers."""
     run, params = load_run(config.run, config.checkpoint)
     _write(config.folder, lambda: save_diffusers(config.folder, run.model, params, run.diffusion))
     console.print(f'{config.folder}: UNet2DModel.from_pretrained("{config.folder}") loads it')

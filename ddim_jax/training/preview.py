@@ -1,0 +1,75 @@
+"""Samples drawn during training, always from the same noise, cycling through the classes."""
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from ..config import Config
+from ..data import Dataset
+from ..devices import full_batch, make_mesh
+from ..diffusion.reverse import step_table
+from ..diffusion.sigmas import eta
+from ..diffusion.timesteps import quadratic_timesteps
+from ..images import save_grid, to_uint8, to_unit_range
+from ..metrics import frechet_distance
+from ..model import unet_apply
+from ..sampler import Plan, conditional, in_batches, labelled, make_sampler, on_mesh
+from .state import TrainState
+
+Draw = Callable[[Any, int], np.ndarray]
+
+
+def make_draw(config: Config) -> Draw:
+    """draw(params, count) → uint8 images; compiled on the first call."""
+    settings, alpha_bar, apply = (
+        config.train,
+        config.diffusion.alpha_bar(),
+        unet_apply(config.model),
+    )
+    tau = quadratic_timesteps(config.diffusion.num_steps, settings.sample_steps)
+    plan = Plan(step_table(alpha_bar, tau, eta(0.0)), np.uint32(config.seed))
+    size = full_batch(settings.sample_images)
+    mesh, labels = make_mesh(size), tuple(range(config.model.num_classes))
+
+    denoise = conditional(apply, alpha_bar, config.diffusion.prediction)
+    sampler = make_sampler(denoise, config.model.image_shape(), mesh)
+
+    def draw(params: Any, count: int) -> np.ndarray:
+        params = on_mesh(params, mesh)
+        parts = in_batches(
+            lambda indices: sampler(params, labelled(indices, labels), plan), count, size
+        )
+        return np.concatenate([to_uint8(part) for part in parts])
+
+    return draw
+
+
+def save_preview(images: np.ndarray, path: Path) -> None:
+    """Write a grid of samples, in the first process only."""
+    if jax.process_index() == 0:
+        save_grid(images, path)
+
+
+def finish(
+    config: Config, state: TrainState, dataset: Dataset, draw: Draw, console: Console
+) -> None:
+    """Write the last sample grid, and print the Fréchet distance of raw pixels."""
+    out, count = Path(config.out), config.train.evaluate_images
+    images = draw(state.ema, max(count, config.train.sample_images))
+    save_preview(images[: config.train.sample_images], out / "samples.png")
+    console.print(f"trained to step {int(state.step)}; samples in {out / 'samples.png'}")
+    if count and jax.process_index() == 0:
+        real = to_unit_range(dataset.read(np.arange(dataset.size)))
+        fake = to_unit_range(images[:count])
+        distance = frechet_distance(real.reshape(len(real), -1), fake.reshape(len(fake), -1))
+        console.print(
+            f"Fréchet distance, pixels in [-1, 1], {fake[0].size} dimensions, n={count:,} against "
+            f"{len(real):,} train images, S={config.train.sample_steps} quadratic, eta=0: "
+            f"{distance:.3f}"
+        )
+    console.print(f"sample with: python sample.py generate {shlex.quote(str(out))}")
