@@ -1,10 +1,10 @@
-"""Draw from a trained model, or measure it: `python sample.py COMMAND RUN [--flags]`."""
+"""Sample from a trained model, or measure it: `python sample.py COMMAND RUN [--flags]`."""
 
 import sys
 from typing import Any
 
 from ddim_jax import devices
-from ddim_jax.cli import run
+from ddim_jax.runtime import run
 
 
 def main() -> None:
@@ -12,19 +12,15 @@ def main() -> None:
     import tyro
     from rich.console import Console
 
-    from ddim_jax import evaluation
+    from ddim_jax.evaluation import load_commands
+    from ddim_jax.evaluation.flags import refuse_former
 
-    commands: dict[str, tuple[Any, Any]] = {
-        "generate": (evaluation.GenerateConfig, evaluation.generate_images),
-        "ablate": (evaluation.AblateConfig, evaluation.ablate),
-        "classifier": (evaluation.ClassifierConfig, evaluation.train_classifier),
-        "reconstruct": (evaluation.ReconstructConfig, evaluation.reconstruct),
-        "interpolate": (evaluation.InterpolateConfig, evaluation.interpolate),
-        "trajectory": (evaluation.TrajectoryConfig, evaluation.trajectory),
-    }
+    commands: dict[str, Any] = load_commands()
+    refuse_former(sys.argv[1:])
     configs = {name: config for name, (config, _) in commands.items()}
     config = tyro.extras.subcommand_cli_from_dict(configs, prog="sample.py", description=__doc__)
-    dict(commands.values())[type(config)](config, Console(soft_wrap=True, highlight=False))
+    (execute,) = (execute for kind, execute in commands.values() if type(config) is kind)
+    execute(config, Console(soft_wrap=True, highlight=False, markup=False))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""What is drawn from, and measured on, a trained model."""
+"""Sampling and evaluation: one module per command, each with Config and run."""
 
-from .ablation import AblateConfig, ablate
-from .features import ClassifierConfig, train_classifier
-from .generate import GenerateConfig, generate_images
-from .pictures import InterpolateConfig, TrajectoryConfig, interpolate, trajectory
-from .reconstruction import ReconstructConfig, reconstruct
+from importlib import import_module
 
-__all__ = ["AblateConfig", "ClassifierConfig", "GenerateConfig", "InterpolateConfig", "ReconstructConfig", "TrajectoryConfig",
-           "ablate", "generate_images", "interpolate", "reconstruct", "train_classifier", "trajectory"]  # fmt: skip
+COMMANDS = (
+    "generate", "ablate", "classifier", "reconstruct", "interpolate", "trajectory",
+)  # fmt: skip
+
+
+def load_commands() -> dict[str, tuple[type, object]]:
+    """(Config, run) of every command, by its name."""
+    modules = {name: import_module(f"{__name__}.{name}") for name in COMMANDS}
+    return {name: (module.Config, module.run) for name, module in modules.items()}

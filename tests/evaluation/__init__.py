@@ -13,7 +13,8 @@ from tests.conftest import tiny_config
 
 
 def write_odd_run(out):
-    """A run unlike the plain one: T = 20, v-prediction, ᾱ_T = 0, classes, and weights far from zero."""
+    """A run unlike the plain one: T = 20, v-prediction, ᾱ_T = 0, classes, and weights far from
+    zero."""
     config = tiny_config(presets()["digits"], out)
     config = replace(
         config,

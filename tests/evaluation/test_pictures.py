@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 
 from ddim_jax import image_keys, initial_noise
-from ddim_jax.evaluation import pictures
-from ddim_jax.evaluation.pictures import save_rows
+from ddim_jax.evaluation import interpolate, trajectory
 from ddim_jax.images import to_uint8
 from tests.evaluation import write_odd_run
 
@@ -21,13 +20,14 @@ def odd_run(tmp_path_factory):
 @pytest.fixture
 def saved(monkeypatch):
     """The rows of images and their labels that were written as a picture."""
-    calls, save = [], pictures.save_rows
+    calls, save = [], interpolate.save_rows
 
     def spy(rows, path, *labels):
         calls.append((rows.astype(int), *labels))
         save(rows, path, *labels)
 
-    monkeypatch.setattr(pictures, "save_rows", spy)
+    for module in (interpolate, trajectory):
+        monkeypatch.setattr(module, "save_rows", spy)
     return calls
 
 
@@ -64,7 +64,7 @@ def test_the_ends_of_an_interpolation_are_the_images_of_the_noises(
     ]
     status, text, err = command("sample", "interpolate", odd_run, *flags)
     assert (status, err) == (0, "")
-    assert f"{out}: 3 × 4 images (8, 8, 1) between noises, S=5 uniform, eta=0, seed=5" in text
+    assert f"{out}: 3 × 4 images (8, 8, 1) between noises, S=5 quadratic, eta=0, seed=5" in text
     (rows, row_labels, column_labels), ends = saved[0], drawn("--steps", 5)
     assert (row_labels, column_labels) == (
         ["0 to 1", "2 to 3", "4 to 5"],
@@ -106,23 +106,10 @@ def test_a_trajectory_goes_from_noise_to_the_image_of_generate(
     assert np.abs(tiles - images[None, ..., 0]).max() <= 1
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_picture_of_rows_holds_the_pixels_magnified_by_a_whole_factor(channels, tmp_path):
-    rows = np.random.default_rng(0).integers(0, 256, (2, 5, 8, 8, channels), np.uint8)
-    save_rows(rows, tmp_path / "x.png", ["one", r"$\hat{x}_0$"], list("abcde"))
-    with Image.open(tmp_path / "x.png") as image:
-        pixels = np.asarray(image.convert("RGB"))[-102:, -252:]
-    assert np.all(pixels[[0, 1, 50, 51, 100, 101]] == 255)
-    tiles = pixels[2:, 2:].reshape(2, 50, 5, 50, 3)[:, :48, :, :48].transpose(0, 2, 1, 3, 4)
-    np.testing.assert_array_equal(
-        tiles, np.broadcast_to(rows.repeat(6, 2).repeat(6, 3), tiles.shape)
-    )
-
-
 def test_up_to_so_many_steps_are_shown_and_both_ends_are_among_them():
-    assert pictures._evenly(3, 10) == [0, 1, 2]
-    assert pictures._evenly(51, 10) == [0, 6, 11, 17, 22, 28, 33, 39, 44, 50]
-    shown = pictures._evenly(1001, 100)
+    assert trajectory._evenly(3, 10) == [0, 1, 2]
+    assert trajectory._evenly(51, 10) == [0, 6, 11, 17, 22, 28, 33, 39, 44, 50]
+    shown = trajectory._evenly(1001, 100)
     assert (len(shown), shown[0], shown[-1]) == (100, 0, 1000)
 
 
@@ -137,12 +124,8 @@ MISTAKES = [
         "cannot be made (File exists)",
     ),
     ("trajectory", ["{run}", "--num-images", "0"], "--num-images is 0; it must be 1 or more"),
-    ("trajectory", ["{run}", "--eta", "-1"], "eta is -1; it must be ≥ 0"),
-    (
-        "trajectory",
-        ["{run}", "--sigma", "hat", "--eta", "1"],
-        "--eta is 1, which --sigma hat does not use",
-    ),
+    ("trajectory", ["{run}", "--sigma", "eta=-1"], "eta is -1; it must be ≥ 0"),
+    ("trajectory", ["{run}", "--eta", "1"], "--eta is now --sigma eta=VALUE"),
     ("trajectory", ["{run}", "--out", "{tmp}/x"], "x; its name must end in .png"),
     ("trajectory", ["{tmp}/nowhere"], "nowhere does not exist"),
 ]

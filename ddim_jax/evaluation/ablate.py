@@ -1,0 +1,168 @@
+"""`sample.py ablate`: every cell of a grid of σ × τ × S from the same noise, measured and shown.
+
+DIR/ablations/cells/HASH/INDEX.npz    images of a cell, under a hash of all that they depend on
+DIR/ablations/NAME/                   a report on the cells of one grid
+"""
+
+import importlib.metadata
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from ..devices import describe, full_batch
+from ..images import save_rows
+from ..metrics import STATISTICS
+from ..settings import Range
+from .cells import Drawing, draw_cells
+from .features import EXTRACTORS, load_features
+from .flags import DrawFlags
+from .grid import Cell, cells
+from .measure import exact_labels, measure_cells
+from .source import Source
+from .tables import console_table, estimate
+
+_SHOWN = 64  # images of a cell in the page's viewer
+_COLUMNS = 10  # images of a σ in samples.png
+_VERSIONS = ("ddim_jax", "jax", "jaxlib", "flax", "numpy")
+_TABLE_1 = ("eta=0", "eta=0.2", "eta=0.5", "eta=1", "hat")
+
+
+@dataclass(frozen=True)
+class Config(DrawFlags):
+    """Compare σ schedules on one model: a table with intervals, figures, and a page of images."""
+
+    sigma: tuple[str, ...] = _TABLE_1
+    """One or more σ, each as in generate; the default is the paper's Table 1."""
+    timesteps: tuple[str, ...] = ("quadratic",)
+    """One or more τ, each as in generate."""
+    steps: tuple[int, ...] = ()
+    """One or more S; empty: 10 20 50 100 1000, or on a CPU 5 10 20 50."""
+    name: str = "default"
+    """The report's directory, in RUN/ablations (for an oracle: runs/oracle-NAME/ablations)."""
+    num_images: Annotated[
+        int, Range(lambda value: value == 0 or value >= 8, "0 (the default), or 8 or more")
+    ] = 0
+    """n, images per cell; 0: 10,000, or on a CPU 512."""
+    features: Literal[*EXTRACTORS] = "pixels"  # type: ignore[valid-type]
+    """Features for the distances: raw pixels, or a classifier (`sample.py classifier RUN`)."""
+    baseline: str = ""
+    """The cell to compare with, such as "eta=0 quadratic S=50"; empty: first σ, largest S."""
+
+    def check(self) -> None:
+        """Raise a ValueError if a field is out of range, or does not fit another field."""
+        super().check()
+        if not self.name or "/" in self.name or self.name in (".", "..", "cells", "reference"):
+            raise ValueError(
+                f"--name is {self.name!r}; give a directory name other than 'cells' and "
+                "'reference', without a slash."
+            )
+        if not (self.sigma and self.timesteps):
+            raise ValueError("--sigma and --timesteps are empty; give one or more of each.")
+
+    def resolved(self) -> "Config":
+        """The configuration with the defaults of this machine filled in."""
+        cpu = jax.default_backend() == "cpu"
+        steps = self.steps or ((5, 10, 20, 50) if cpu else (10, 20, 50, 100, 1000))
+        count = self.num_images or (512 if cpu else 10_000)
+        return replace(self, steps=steps, num_images=count)
+
+
+def run(config: Config, console: Console) -> None:
+    """Draw the missing images of a grid, measure them, and write the report."""
+    config.check()
+    config, source = config.resolved(), config.open()
+    grid = cells(source.alpha_bar, config.sigma, config.timesteps, config.steps)
+    baseline = _baseline(config.baseline, grid)
+    features = load_features(config.features, source)
+    drawing = Drawing(source, config.seed, config.num_images, full_batch(config.batch_size))
+    clips = [config.clip_index(cell, source) for cell in grid]
+    drawn, compilations = draw_cells(drawing, grid, clips, console)
+    if jax.process_index():
+        return
+    if config.clip not in ("official", "none"):
+        # Clipping is not linear, so the exact results do not hold for this sampler.
+        source = source._replace(moments=None)
+    entries, counts = measure_cells(source, grid, drawn, baseline, *features, console)
+    labels = _labels(config, source, baseline, counts)
+    results = _results(config, entries, labels, baseline, compilations)
+    directory = source.directory / "ablations" / config.name
+    from .report import write_report  # imports matplotlib for half a second
+
+    pictures = {cell.name: made.images[:_SHOWN] for cell, made in zip(grid, drawn, strict=True)}
+    write_report(results, pictures, directory)
+    _save_samples(grid, pictures, directory / "samples.png")
+    shown = "w2_covariance" if source.moments is not None else "frechet"
+    _print_tables(entries, shown, labels[shown], console)
+    made = f"{compilations} compilation{'' if compilations == 1 else 's'} of the sampler"
+    seconds = f"{results['wall_seconds']:.0f} s of sampling on {describe()}"
+    console.print(f"{made} for {len(grid)} cells, {seconds}")
+    console.print(f"report: {directory / 'index.html'}, table.md, results.csv, results.json")
+
+
+def _labels(
+    config: Config, source: Source, baseline: str, reference_counts: dict[str, int]
+) -> dict[str, str]:
+    """The name of each metric, with everything that it depends on."""
+    of = f"{config.features}, n={config.num_images:,}"
+    change = f"RMS difference from the same image of {baseline}, pixels in [-1, 1]"
+    distances = {
+        name: f"{statistic.label}, {of} against {reference_counts[name]:,}"
+        for name, statistic in STATISTICS.items()
+    }
+    return exact_labels(source) | distances | {"change": f"{change}, n={config.num_images:,}"}
+
+
+def _results(
+    config: Config, entries: list[Any], labels: dict[str, str], baseline: str, compilations: int
+) -> dict[str, Any]:
+    """Everything that the report contains."""
+    elsewhere = ("run", "oracle", "name")
+    return {
+        "name": config.name,
+        "run": str(config.run or ""),
+        "oracle": config.oracle,
+        "versions": {name: importlib.metadata.version(name) for name in _VERSIONS},
+        "device": describe(),
+        "settings": {key: value for key, value in vars(config).items() if key not in elsewhere},
+        "seed": config.seed,
+        "n": config.num_images,
+        "baseline": baseline,
+        "compilations": compilations,
+        "wall_seconds": sum(entry["seconds"] for entry in entries),
+        "metrics": labels,
+        "larger_is_better": [name for name, s in STATISTICS.items() if s.larger_is_better],
+        "cells": entries,
+    }
+
+
+def _save_samples(grid: list[Cell], pictures: dict[str, np.ndarray], path: Path) -> None:
+    """The first images of every σ at the first τ and its smallest S, one row per σ."""
+    here = [cell for cell in grid if cell.timesteps == grid[0].timesteps]
+    fewest = [cell for cell in here if cell.steps == min(cell.steps for cell in here)]
+    rows = np.stack([pictures[cell.name][:_COLUMNS] for cell in fewest])
+    save_rows(rows, path, [cell.sigma for cell in fewest])
+
+
+def _baseline(asked: str, grid: list[Cell]) -> str:
+    names = [cell.name for cell in grid]
+    if asked and asked not in names:
+        raise ValueError(f"--baseline is {asked!r}; the grid has {', '.join(names)}.")
+    return asked or max(grid, key=lambda cell: (cell.sigma == grid[0].sigma, cell.steps)).name
+
+
+def _print_tables(entries: list[Any], metric: str, label: str, console: Console) -> None:
+    """One metric as a table of σ × S for each τ."""
+    for kind in dict.fromkeys(entry["timesteps"] for entry in entries):
+        here = [entry for entry in entries if entry["timesteps"] == kind]
+        steps = sorted({entry["steps"] for entry in here})
+        rows = [["σ", *(f"S={count}" for count in steps)]]
+        for sigma in dict.fromkeys(entry["sigma"] for entry in here):
+            texts = {
+                e["steps"]: estimate(e["metrics"][metric]) for e in here if e["sigma"] == sigma
+            }
+            rows.append([sigma, *(texts.get(count, estimate(None)) for count in steps)])
+        console.print(console_table(f"{label}; τ {kind}", rows))

@@ -1,0 +1,137 @@
+"""The flags that commands share, with one grammar and one set of defaults."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import tyro
+from jax.sharding import Mesh
+from rich.console import Console
+from rich.progress import track
+
+from ..devices import describe, full_batch, make_mesh
+from ..sampler import CLIPS, Plan, in_batches, on_mesh
+from ..settings import SEED, Range, at_least, check_ranges
+from .grid import Cell, cells
+from .source import OracleName, Source, oracle_source, run_source
+
+STEPS = 50
+COUNT = Range(lambda value: value is None or value >= 1, "1 or more")
+
+
+@dataclass(frozen=True)
+class SourceFlags:
+    """The model to open."""
+
+    run: tyro.conf.Positional[Path | None] = None
+    """The run directory that train.py wrote; omit it with --oracle."""
+    oracle: OracleName | None = None
+    """An exact denoiser instead: of a Gaussian or mixture fitted to digits, or of a data set."""
+    checkpoint: str = "latest"
+    """latest, best (the lowest validation loss of those kept), or a step number."""
+
+    def check(self) -> None:
+        """Raise a ValueError if a field is out of range, or does not fit another field."""
+        check_ranges(self)
+        if (self.run is None) == (self.oracle is None):
+            raise ValueError(f"RUN is {self.run} and --oracle {self.oracle}; give one of the two.")
+
+    def open(self) -> Source:
+        """The run or the oracle."""
+        return run_source(self.run, self.checkpoint) if self.run else oracle_source(self.oracle)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class DrawFlags(SourceFlags):
+    """How images are drawn, apart from the steps."""
+
+    clip: Literal["official", "none", "x0", "rederive"] = "official"
+    """Clip x̂_0: none, x0 (ε̂ kept), rederive (ε̂ recomputed); official: rederive with hat only."""
+    seed: Annotated[int, SEED] = 0
+    """Seed of the noise, 0 to 2³²−1. Image i has its own noise, independent of the other images."""
+    batch_size: Annotated[int, at_least(1)] = 64
+    """Images per batch; the last batch is filled up. On an accelerator 500 or more are faster."""
+
+    def clip_index(self, cell: Cell, source: Source) -> int:
+        """The index in CLIPS of a cell's clipping.
+
+        The official code clips with σ̂ only. A Gaussian oracle is exact and is not clipped.
+        """
+        if self.clip != "official":
+            return CLIPS.index(self.clip)
+        return CLIPS.index("rederive" if cell.rederive and source.moments is None else "none")
+
+
+@dataclass(frozen=True)
+class SamplerFlags(DrawFlags):
+    """One sampler: σ, τ and S."""
+
+    sigma: str = "eta=0"
+    """σ: eta=VALUE, ddpm, hat, [LABEL=]FILE, or [LABEL=]MODULE:FUNCTION[(numbers)]."""
+    timesteps: str = "quadratic"
+    """τ: uniform, quadratic, trailing, linspace, a FILE of times, or times such as 1,21,41."""
+    steps: Annotated[int | None, COUNT] = None
+    """S, the number of reverse steps; default 50, or the length of --sigma FILE or --timesteps."""
+
+    def cell(self, source: Source) -> Cell:
+        """The sampler that the flags describe."""
+        (cell,) = cells(source.alpha_bar, [self.sigma], [self.timesteps], [self.steps or STEPS])
+        if self.steps not in (None, cell.steps):
+            raise ValueError(
+                f"--steps is {self.steps}, and --sigma {self.sigma} or --timesteps "
+                f"{self.timesteps} has {cell.steps}; leave --steps out."
+            )
+        return cell
+
+    def ready(self, size: int) -> "Ready":
+        """Everything that drawing `size` images at once needs."""
+        source, size = self.open(), full_batch(size)
+        cell, mesh = self.cell(source), make_mesh(size)
+        clip = np.int32(self.clip_index(cell, source))
+        plan = Plan(cell.table, np.uint32(self.seed), clip)
+        return Ready(source, cell, plan, on_mesh(source.params, mesh), mesh, size)
+
+
+class Ready(NamedTuple):
+    """A source and a sampler, the weights on the devices, and the batch size."""
+
+    source: Source
+    cell: Cell
+    plan: Plan
+    params: Any
+    mesh: Mesh
+    size: int
+
+    def describe(self) -> str:
+        """The sampler and its devices, in words."""
+        cell, where = self.cell, f"{self.mesh.size} of {describe()}"
+        return f"S={cell.steps} {cell.timesteps}, {cell.sigma}, seed={self.plan.seed}, on {where}"
+
+    def draw(self, call: Any, count: int, doing: str, console: Console) -> Iterator[Any]:
+        """call(params, indices) of the images 0 … count−1, a batch at a time, with progress."""
+        parts = in_batches(lambda indices: call(self.params, indices), count, self.size)
+        return shown(parts, -(-count // self.size), doing, console)
+
+
+def shown(parts: Any, total: int, doing: str, console: Console) -> Any:
+    """The parts as they arrive, with a progress bar on a terminal."""
+    quiet = not console.is_terminal
+    return track(parts, doing, total, console=console, transient=True, disable=quiet)
+
+
+def refuse_former(arguments: list[str]) -> None:
+    """Report the new name of a flag from an earlier version."""
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        if name == "--eta":
+            raise ValueError(f"--eta is now --sigma eta={value or 'VALUE'}.")
+        if name in ("--sigma-hat", "--no-sigma-hat", "--sigma_hat"):
+            raise ValueError("--sigma-hat is now --sigma hat, in every command.")
+
+
+def check_png(out: Path) -> None:
+    """Refuse an output file that is not a PNG."""
+    if out.suffix != ".png":
+        raise ValueError(f"--out is {out}; its name must end in .png.")

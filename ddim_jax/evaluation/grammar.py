@@ -1,0 +1,201 @@
+"""The grammar of σ and τ on the command line.
+
+    σ     eta=0.5 | ddpm | hat | [LABEL=]FILE | [LABEL=]MODULE:FUNCTION[(numbers)]
+    τ     uniform | quadratic | … | FILE | 1,21,…
+
+A FUNCTION maps Steps to Sigmas. If numbers are given, it is called with them and must return such
+a function, as `eta` does. MODULE is an importable name, or the path of a Python file. A FILE is
+.npy, .csv or .json: σ, or σ and noise, one row per step, noisiest first; or the times of τ.
+"""
+
+import csv
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..diffusion.sigmas import SIGMAS, Sigmas, SigmaSchedule, custom, sigma_hat
+from ..diffusion.timesteps import TIMESTEPS
+
+_FILES = (".npy", ".csv", ".json")
+
+
+class Family(NamedTuple):
+    """A named σ schedule; `length` is the only S that it fits, or None."""
+
+    name: str
+    schedule: SigmaSchedule
+    rederive: bool = False  # whether the official code clips x̂_0 with it
+    length: int | None = None
+
+
+class Times(NamedTuple):
+    """A named τ: a function (T, S) → times, and the only S that it fits, or None."""
+
+    name: str
+    choose: Callable[[int, int], np.ndarray]
+    length: int | None = None
+
+
+def parse_sigma(text: str) -> Family:
+    """A σ schedule by its name on the command line.
+
+    >>> parse_sigma("eta=0.50").name, parse_sigma("hat").name, parse_sigma("ddim_jax:eta(0.3)").name
+    ('eta=0.5', 'sigma-hat', 'ddim_jax:eta(0.3)')
+    """
+    first, equals, rest = text.partition("=")
+    if first in SIGMAS:
+        return _named_family(first, rest if equals else None)
+    label, source = re.fullmatch(r"(?:([^=:()]+)=)?(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
+    path = Path(source)
+    if path.suffix in _FILES:
+        columns = _sigma_columns(path)
+        return Family(label or path.name, custom(*columns), length=len(columns[0]))
+    found = re.fullmatch(r"(?P<module>[^()]+):(?P<function>\w+)(?:\((?P<numbers>.*)\))?", source)
+    if not found:
+        takes = ", ".join(f"{key}=VALUE" if _takes_number(key) else key for key in SIGMAS)
+        raise ValueError(
+            f"--sigma is {text}; give {takes}, or your own as [LABEL=]FILE ({', '.join(_FILES)}) "
+            "or [LABEL=]MODULE:FUNCTION, with (numbers) where the function needs them."
+        )
+    return Family(label or source, _own_schedule(source, **found.groupdict()))
+
+
+def _named_family(name: str, value: str | None) -> Family:
+    make = SIGMAS[name]
+    label = make.__name__.replace("_", "-")
+    if not _takes_number(name):
+        if value is not None:
+            raise ValueError(
+                f"--sigma is {name}={value}; {name} takes no value, and no label may be called so."
+            )
+        return Family(label, make(), rederive=make is sigma_hat)
+    try:
+        number = float(value or "")
+    except ValueError as error:
+        given = name if value is None else f"{name}={value}"
+        raise ValueError(
+            f"--sigma is {given}; give {name}=NUMBER (no label may be called {name})."
+        ) from error
+    return Family(f"{label}={number:g}", make(number))
+
+
+def _takes_number(name: str) -> bool:
+    return bool(inspect.signature(SIGMAS[name]).parameters)
+
+
+def _own_schedule(source: str, module: str, function: str, numbers: str | None) -> SigmaSchedule:
+    """A user's function, called with the numbers, if there are any."""
+    try:
+        schedule = getattr(_import(module), function)
+    except (ImportError, AttributeError, OSError) as error:
+        raise ValueError(
+            f"--sigma is {source}, which cannot be imported ({error}); give MODULE:FUNCTION, "
+            "where MODULE is a name or the path of a .py file."
+        ) from error
+    if numbers is not None:
+        try:
+            values = [number + 0 for number in json.loads(f"[{numbers}]")]
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"--sigma is {source}; only numbers may stand in ( ).") from error
+        schedule = schedule(*values)
+
+    def checked(steps: Any) -> Sigmas:
+        sigmas = schedule(steps)
+        if not isinstance(sigmas, Sigmas):
+            raise ValueError(
+                f"--sigma {source} gave a {type(sigmas).__name__}; it must map Steps to "
+                "Sigmas(sigma, noise); a function that returns such a function needs (numbers)."
+            )
+        return sigmas
+
+    return checked
+
+
+def _import(module: str) -> Any:
+    if not module.endswith(".py"):
+        if os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
+        return importlib.import_module(module)
+    spec = importlib.util.spec_from_file_location(Path(module).stem, module)
+    assert spec is not None  # always exists for a .py file
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def parse_timesteps(text: str) -> Times:
+    """A τ by its name, as a file, or as the times themselves.
+
+    >>> parse_timesteps("1,101,301").choose(1000, 3).tolist()
+    [1, 101, 301]
+    """
+    if text in TIMESTEPS:
+        return Times(text, TIMESTEPS[text])
+    path = Path(text)
+    if path.suffix in _FILES:
+        values = np.asarray(_read("timesteps", path), np.float64).ravel()
+        name = path.name
+    else:
+        try:
+            values, name = np.array([int(part) for part in text.split(",")], np.float64), text
+        except ValueError as error:
+            raise ValueError(
+                f"--timesteps is {text}; give {', '.join(TIMESTEPS)}, a FILE "
+                f"({', '.join(_FILES)}) of times, or times such as 1,21,41."
+            ) from error
+    times = values.astype(np.int64)
+    if not np.array_equal(times, values):
+        raise ValueError(
+            f"--timesteps {text} has {values[times != values][0]}; times are integers."
+        )
+    return Times(name, lambda T, S: times, len(times))
+
+
+def _sigma_columns(path: Path) -> list[np.ndarray]:
+    """σ, or σ and noise: (S,) or (S, 2), two CSV columns, or {"sigma": […], "noise": […]}."""
+    values = _read("sigma", path)
+    if isinstance(values, dict):
+        if set(values) not in ({"sigma"}, {"sigma", "noise"}):
+            raise ValueError(
+                f"--sigma {path} has the keys {sorted(values)}; give sigma, or sigma and noise."
+            )
+        columns = [values[key] for key in ("sigma", "noise") if key in values]
+    else:
+        columns = [values] if values.ndim == 1 else list(values.T)
+    if len(columns) not in (1, 2) or any(column.ndim != 1 or not len(column) for column in columns):
+        shapes = [column.shape for column in columns]
+        raise ValueError(
+            f"--sigma {path} has columns of shape {shapes}; give σ, or σ and noise, by step."
+        )
+    return columns
+
+
+def _read(flag: str, path: Path) -> Any:
+    """The numbers in a file, as an array, or as a dict of arrays."""
+    try:
+        if path.suffix == ".npy":
+            values: Any = np.load(path, allow_pickle=False)
+        elif path.suffix == ".csv":
+            with open(path, newline="") as file:
+                values = [[float(number) for number in row] for row in csv.reader(file) if row]
+        else:
+            values = json.loads(path.read_text())
+        if isinstance(values, dict):
+            return {key: np.asarray(column, np.float64) for key, column in values.items()}
+        return np.asarray(values, np.float64)
+    except OSError as error:
+        raise ValueError(
+            f"--{flag} {path} cannot be read ({error.strerror or error}); give an array file."
+        ) from error
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"--{flag} {path} is not an array of numbers ({error}).") from error

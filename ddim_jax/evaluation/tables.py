@@ -1,0 +1,68 @@
+"""Estimates and tables as text, in the same form for the console, Markdown and the page."""
+
+from collections.abc import Sequence
+from math import floor, isfinite, log10
+from typing import Any
+
+from rich.table import Table
+
+MISSING = "–"
+
+
+def number(value: Any, digits: int = 4) -> str:
+    """A number with the given significant digits.
+
+    >>> number(0.39651), number(1234567.0), number(None), number(float("inf"))
+    ('0.3965', '1.235e+06', '–', 'inf')
+    """
+    if value is None or not isfinite(value):
+        return MISSING if value is None else str(value)
+    if value == 0 or not 1e-4 <= abs(value) < 1e6:
+        return "0" if value == 0 else f"{value:.{digits - 1}e}"
+    return f"{value:.{max(0, digits - 1 - floor(log10(abs(value))))}f}"
+
+
+def estimate(parts: dict[str, Any] | None) -> str:
+    """A value ± half the width of its interval, with the same decimals.
+
+    >>> estimate({"value": 0.56045, "low": 0.4704, "high": 0.6505})
+    '0.560 ± 0.090'
+    >>> estimate({"value": 2.0}), estimate(None)
+    ('2.000', '–')
+    """
+    if not parts:
+        return MISSING
+    value, low, high = (parts.get(name) for name in ("value", "low", "high"))
+    if value is None or low is None or high is None:
+        return number(value)
+    margin = (high - low) / 2
+    if not (isfinite(value) and isfinite(margin)) or margin == 0:
+        return f"{number(value)} ± {number(margin)}"
+    # Two digits of the margin set the number of decimals.
+    decimals = max(0, 1 - floor(log10(margin)))
+    if decimals > 6 or abs(value) >= 1e6:
+        return f"{value:.3e} ± {margin:.1e}"
+    return f"{value:.{decimals}f} ± {margin:.{decimals}f}"
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, whose first row is the header.
+
+    >>> print(markdown([["", "S=5"], ["eta=0", "1"]]))
+    |  | S=5 |
+    |---|---|
+    | eta=0 | 1 |
+    """
+    lines = [
+        "| " + " | ".join(" ".join(text.split()).replace("|", "\\|") for text in row) + " |"
+        for row in rows
+    ]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+
+
+def console_table(title: str, rows: Sequence[Sequence[str]]) -> Table:
+    """The same table for a terminal."""
+    table = Table(*rows[0], title=title)
+    for row in rows[1:]:
+        table.add_row(*row)
+    return table
