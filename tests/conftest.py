@@ -1,40 +1,32 @@
-"""The suite runs strict, on 8 simulated CPU devices, and shares compiled programs between processes."""
+"""Fixtures. Shapes and types are checked at every call."""
 
+import contextlib
+import io
 import os
-import tempfile
+from dataclasses import replace
+from pathlib import Path
 
-_cache = tempfile.mkdtemp(prefix="ddim_jax_tests_")
-# In the environment also for the commands that tests start.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
-os.environ["JAX_PLATFORMS"] = "cpu"
-# Most of the suite's time is XLA's compilation of programs that run a few times. Where the rounding of the program that users
-# run is tested, the fixture `optimised` brings its optimisations back.
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-# Eigenvalues of many small matrices, 20 to 40 times faster without threads that wait for each other. NumPy reads this when it
-# is imported, which is why the import hook is not the pytest plugin's: that imports NumPy before any conftest.
-os.environ["OPENBLAS_NUM_THREADS"] = "1"
+import jaxtyping
 
-import shutil  # noqa: E402
-from pathlib import Path  # noqa: E402
-
-import jaxtyping  # noqa: E402
-
-jaxtyping.install_import_hook(
-    "ddim_jax", "beartype.beartype"
-)  # shapes and types are checked at every call
+# Not the pytest plugin's hook: that imports NumPy before tests/__init__.py has set its threads.
+jaxtyping.install_import_hook("ddim_jax", "beartype.beartype")
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_numpy_rank_promotion", "raise")
-
 ROOT = Path(__file__).parent.parent
 
 
-def pytest_sessionfinish():
-    shutil.rmtree(_cache, ignore_errors=True)
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """The whole suite on a worker per core, at most 4; tests that are named start sooner alone."""
+    option, worker = config.option, "PYTEST_XDIST_WORKER" in os.environ
+    whole = config.args_source is config.ArgsSource.TESTPATHS and not option.keyword
+    if worker or not whole or option.collectonly or option.usepdb:
+        return
+    if getattr(option, "numprocesses", 0) is None:  # xdist is there, and -n is not
+        option.numprocesses, option.dist = min(os.cpu_count() or 1, 4), "worksteal"
 
 
 @pytest.fixture(scope="module")
@@ -58,46 +50,74 @@ def alpha_bar():
     return np.concatenate([[1.0], np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))])
 
 
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Call train.py or sample.py in this process: (name, *arguments) → (exit status, standard output, standard error)."""
+@pytest.fixture(scope="session")
+def command():
+    """train.py or sample.py in this process: (name, *arguments) → (exit status, stdout, stderr)."""
 
     def call(name, *arguments):
-        monkeypatch.syspath_prepend(str(ROOT))
-        monkeypatch.setattr("sys.argv", [f"{name}.py", *map(str, arguments)])
-        from ddim_jax.cli import run
+        from ddim_jax.runtime import run
 
-        try:
-            status = run(__import__(name).main)
-        except SystemExit as exit:  # tyro's own refusals
-            status = exit.code
-        out, err = capsys.readouterr()
-        return status, out, err
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(str(ROOT))
+            patch.setattr("sys.argv", [f"{name}.py", *map(str, arguments)])
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                try:
+                    status = run(__import__(name).main)
+                except SystemExit as exit:  # tyro's own refusals
+                    status = exit.code
+        return status, out.getvalue(), err.getvalue()
 
     return call
 
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
-    """A run directory with a trained tiny model of digits."""
-    from rich.console import Console
+    """A run directory at step 3: weights far from zero, so that its images are not mere noise."""
+    from ddim_jax.config import presets, save_config
+    from ddim_jax.model import build_unet
+    from ddim_jax.training import initial_state, make_optimizer
+    from ddim_jax.training.checkpoint import checkpoints, save_checkpoint
 
-    from ddim_jax.config import presets
-    from ddim_jax.training import train
+    def fill(leaf):
+        return leaf + 0.05 * np.sin(np.arange(leaf.size, dtype=np.float32)).reshape(leaf.shape)
 
     out = tmp_path_factory.mktemp("runs") / "tiny"
     config = tiny_config(presets()["digits"], out)
-    with open(os.devnull, "w") as null:
-        train(config, Console(file=null))
+    params = jax.tree.map(fill, build_unet(config.model, config.seed)[1])
+    state = initial_state(params, make_optimizer(config.train))
+    with checkpoints(out, keep=1) as manager:
+        save_checkpoint(manager, state._replace(step=np.int32(3)), config)
+    save_config(config, out / "config.json")
     return out
 
 
 def tiny_config(config, out, **settings):
-    from dataclasses import replace
-
-    model = replace(
-        config.model, channels=4, groups=2, multipliers=(1,), blocks=1, attention_resolutions=()
+    """A preset cut down to one level of four channels, three steps and one device."""
+    model = {
+        "channels": 4,
+        "groups": 2,
+        "multipliers": (1,),
+        "blocks": 1,
+        "attention_resolutions": (),
+        "dropout": 0.0,
+    }
+    train = {
+        "steps": 3,
+        "warmup_steps": 1,
+        "batch_size": 16,
+        "sample_every": 0,
+        "sample_images": 4,
+        "sample_steps": 4,
+        "evaluate_images": 0,
+        "validate_images": 0,
+        "checkpoint_every": 2,
+        "log_every": 1,
+    }
+    return replace(
+        config,
+        out=str(out),
+        model=replace(config.model, **model),
+        train=replace(config.train, **train | settings),
+        mesh=replace(config.mesh, data=1),
     )
-    values = {"steps": 3, "warmup_steps": 1, "batch_size": 16, "sample_images": 4, "sample_steps": 4, "sample_every": 0,
-              "evaluate_images": 0, "validate_images": 0, "checkpoint_every": 2, "log_every": 1, **settings}  # fmt: skip
-    return replace(config, out=str(out), model=model, train=replace(config.train, **values))

@@ -2,12 +2,28 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 from PIL import Image
 
-# The same program in every process, whatever machine this is.
-TWO_DEVICES = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
+from tests.conftest import ROOT
+
+# With the settings of the suite, so that a process computes the bits that this one does.
+_PROGRAM = "import sys, tests, {0}; from ddim_jax.runtime import run; sys.exit(run({0}.main))"
+
+
+def start(name, *arguments, **environment):
+    """train.py or sample.py in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", _PROGRAM.format(name), *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def metrics(out):

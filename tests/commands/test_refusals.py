@@ -19,13 +19,13 @@ TRAIN = [
     (["--data.source", "cat"], "--data.source is cat; it must be digits, emoji"),
     (
         ["--data.source", "emoji"],
-        "emoji has images of shape (32, 32, 3), the model takes (8, 8, 1): use --model.image-size 32",
+        "emoji has images of shape (32, 32, 3), the model takes (8, 8, 1): use --model.image-",
     ),
     (["--data.source", "folder:{tmp}/broken"], "broken/x.png is not a readable image"),
     (["--data.source", "folder:{tmp}/none"], "none is not a directory"),
     (
         ["nopreset"],
-        "nopreset cannot be read (No such file or directory); give a preset (digits, emoji, cifar10) or a config.json",
+        "nopreset cannot be read (No such file or directory); give a preset (digits, emoji, ",
     ),
     (["--train.sample-steps", "2000"], "--train.sample-steps is 2000"),
     (["--seed", "-3"], "--seed is -3"),
@@ -36,11 +36,11 @@ TRAIN = [
     (["--diffusion.zero-terminal-snr"], "--diffusion.prediction is epsilon; it must be v or x0"),
     (
         ["--model.num-classes", "7"],
-        "--model.num-classes is 7, and digits has 10 classes; use 10, or 0 for an unconditional model",
+        "--model.num-classes is 7, and digits has 10 classes; use 10, or 0 for an uncondition",
     ),
-    (["--mesh.fsdp", "16"], "--mesh.fsdp 16 needs more devices than the 8 × cpu"),
-    (["import", "{tmp}/broken/x.png", "{tmp}/run"], "x.png is no PyTorch checkpoint of tensors"),
-    (["import", "{tmp}/empty", "{tmp}/run"], "config.json cannot be read as JSON"),
+    (["--mesh.fsdp", "16"], "--mesh.fsdp 16 needs more devices than 8 × cpu"),
+    (["import", "{tmp}/broken/x.png", "{tmp}/run"], "x.png is not a PyTorch checkpoint of tensors"),
+    (["import", "{tmp}/empty", "{tmp}/run"], "config.json cannot be read (No such file"),
     (["export", "{tmp}/empty", "{tmp}/folder"], "holds no checkpoint"),
     (
         ["export", "{run}", "{tmp}/broken/x.png"],
@@ -52,16 +52,22 @@ TRAIN = [
     ),
 ]
 SAMPLE = [
-    (["{run}", "--eta", "-0.5"], "eta is -0.5; it must be ≥ 0"),
-    (["{run}", "--eta", "30"], "sigma is"),
+    (["{run}", "--sigma", "eta=-0.5"], "eta is -0.5; it must be ≥ 0"),
+    (["{run}", "--sigma", "eta=30"], "sigma is"),
     (["{run}", "--steps", "1001"], "S is 1001 reverse steps; choose 1 to T = 1000"),
-    (["{run}", "--steps", "0"], "S is 0 reverse steps"),
+    (["{run}", "--steps", "0"], "--steps is 0; it must be 1 or more"),
+    (
+        ["{run}", "--steps", "7", "--timesteps", "1,21,41"],
+        "--steps is 7, and --sigma eta=0 or --timesteps 1,21,41 has 3",
+    ),
+    (["{run}", "--eta", "0.5"], "--eta is now --sigma eta=VALUE"),
+    ([], "RUN is None and --oracle None; give one of the two"),
     (["{run}", "--num-images", "0"], "--num-images is 0; it must be 1 or more"),
     (["{run}", "--batch-size", "-1"], "--batch-size is -1"),
     (["{run}", "--seed", "-1"], "--seed is -1"),
     (["{run}", "--out", "{tmp}/x.jpg"], "x.jpg; its name must end in .png (a grid) or .npz"),
     (["{run}", "--out", "{tmp}/broken/x.png/y.png"], "cannot be made"),
-    (["{run}", "--sigma", "ddpm", "--eta", "0.5"], "--eta is 0.5, which --sigma ddpm does not use"),
+    (["{run}", "--sigma", "eta"], "--sigma is eta; give eta=NUMBER"),
     (["{run}", "--label", "3"], "--label is 3, but {run} is unconditional; leave --label out"),
     (["{run}", "--guidance", "3"], "--guidance is 3 without --label"),
     (
@@ -110,8 +116,8 @@ def test_a_checkpoint_of_another_configuration(tiny_run, command, tmp_path):
     status, _, err = command("train", tmp_path / "config.json", "--train.learning-rate", "0.5")
     assert status == 1
     assert (
-        f"{tiny_run} holds checkpoints of another configuration: --train.learning-rate was 0.002 there and is 0.5 now"
-        in err
+        f"{tiny_run} holds checkpoints of another configuration: --train.learning-rate was 0.002 "
+        "there and is 0.5 now" in err
     )
     status, _, err = command("train", tmp_path / "config.json", "--train.steps", "30")
     assert (status, "--train.steps was 3 there and is 30 now" in err) == (
@@ -141,7 +147,7 @@ def test_a_truncated_checkpoint(tiny_run, command, tmp_path):
 
 
 def test_a_bug_of_ours_keeps_its_traceback(monkeypatch):
-    from ddim_jax.cli import run
+    from ddim_jax.runtime import run
 
     with pytest.raises(ValueError, match="invalid literal"):
         run(lambda: int("x"))  # a library's ValueError is no message for a user

@@ -1,41 +1,22 @@
 """Runs that are stopped, killed, finished, extended, and go on."""
 
+import io
 import re
 import shlex
 import signal
-import subprocess
-import sys
 import time
 
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
-from ddim_jax.config import presets, save_config
-from ddim_jax.model import build_unet
-from ddim_jax.training import initial_state, load_run, make_optimizer
+from ddim_jax.config import presets
+from ddim_jax.model import unet_shapes
+from ddim_jax.training import initial_state, load_run, make_optimizer, train
 from ddim_jax.training.checkpoint import latest_step, restore_state
-from tests.commands import TWO_DEVICES, metrics
-from tests.conftest import ROOT, tiny_config
-
-# Bits are compared: those of the program that users run.
-OPTIMISED = TWO_DEVICES | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
-STEPS = 300
-ARGUMENTS = f"""--model.channels 4 --model.groups 2 --model.multipliers 1 --model.blocks 1 --model.attention-resolutions
-                --train.batch-size 8 --train.steps {STEPS} --train.warmup-steps 5 --train.sample-every 0 --train.sample-images 2
-                --train.sample-steps 2 --train.evaluate-images 0 --train.validate-images 0 --train.log-every 1
-                --train.checkpoint-every 100""".split()
-
-
-def start(out, arguments=None):
-    command = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        *(arguments or [*ARGUMENTS, "--out", str(out)]),
-    ]
-    return subprocess.Popen(
-        command, env=OPTIMISED, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
-    )
+from tests.commands import metrics, start
+from tests.conftest import tiny_config
 
 
 def steps_logged(out):
@@ -43,78 +24,85 @@ def steps_logged(out):
     return path.read_text().count("\n") if path.exists() else 0
 
 
-def wait_for_step(process, out, step):
-    deadline = time.monotonic() + 120
-    while steps_logged(out) < step:
+class Interrupting(io.StringIO):
+    """Standard output that sends this process a signal once a number of steps is logged."""
+
+    def __init__(self, out, step, *signals):
+        super().__init__()
+        self.out, self.step, self.signals = out, step, list(signals)
+
+    def write(self, text):
+        if steps_logged(self.out) == self.step:
+            while self.signals:
+                signal.raise_signal(self.signals.pop())
+        return super().write(text)
+
+
+@pytest.fixture
+def received():
+    """The signals that reach Ctrl-C's handler from before training."""
+    numbers = []
+    before = signal.signal(signal.SIGINT, lambda number, _: numbers.append(number))
+    yield numbers
+    signal.signal(signal.SIGINT, before)
+
+
+def kill_between_checkpoints(arguments, out):
+    """Train in another process; kill it after a step that its newest checkpoint does not have."""
+    before, deadline = latest_step(out), time.monotonic() + 120
+    process = start("train", *arguments, "--train.steps", 1_000_000)
+    while latest_step(out) == before or steps_logged(out) <= latest_step(out):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    assert before < latest_step(out) < steps_logged(out)
+    return latest_step(out)
 
 
-def final_state(out):
+def state_of(out, step):
     config, _ = load_run(out)
-    params = jax.eval_shape(lambda: build_unet(config.model, 0)[1])
-    template = jax.eval_shape(lambda p: initial_state(p, make_optimizer(config.train)), params)
-    assert latest_step(out) == STEPS
-    return restore_state(out, STEPS, template)
+    shapes = unet_shapes(config.model)
+    template = jax.eval_shape(lambda p: initial_state(p, make_optimizer(config.train)), shapes)
+    return restore_state(out, step, template)
 
 
 @pytest.mark.slow
-def test_ctrl_c_then_sigterm_then_kill_9_and_the_end_is_bit_for_bit_that_of_a_run_never_stopped(
-    tmp_path,
-):
-    whole, out = tmp_path / "whole", tmp_path / "run"
-    uninterrupted = start(whole)
-    assert (uninterrupted.communicate()[1], uninterrupted.returncode) == ("", 0)
+def test_ctrl_c_then_kill_9_and_the_end_is_that_of_a_run_never_stopped(tmp_path, command, received):
+    """Bit for bit. SIGTERM: see tests/test_processes.py."""
+    whole, out, options = tmp_path / "whole", tmp_path / "run", {"decay": "constant", "steps": 30}
+    config = tiny_config(presets()["digits"], out, checkpoint_every=20, **options)
+    # The second signal acts as it did before training.
+    console = Console(file=Interrupting(out, 5, signal.SIGINT, signal.SIGINT), soft_wrap=True)
+    train(config, console)
+    assert received == [signal.SIGINT]
+    text = console.file.getvalue()
+    stopped = int(re.search(r"stopped at step (\d+) of 30; checkpoint saved", text)[1])
+    assert 5 <= stopped == latest_step(out) <= 6
+    arguments = shlex.split(re.search(r"python train.py (.*)", text)[1])  # what continues
 
-    process, stopped = start(out), 0
-    for number in (signal.SIGINT, signal.SIGTERM):
-        wait_for_step(process, out, stopped + 10)
-        process.send_signal(number)
-        text, err = process.communicate()
-        assert (process.returncode, err) == (0, "")
-        stopped = int(re.search(rf"stopped at step (\d+) of {STEPS}; checkpoint saved", text)[1])
-        assert latest_step(out) == stopped < STEPS
-        arguments = shlex.split(
-            re.search(r"python train.py (.*)", text)[1]
-        )  # the command that continues
-        process = start(out, arguments)
+    saved = kill_between_checkpoints(arguments, out)
+    arguments += ["--train.steps", saved + 5]
+    status, text, err = command("train", *arguments)
+    assert (status, err) == (0, "")
+    assert f"resumes from step {saved}" in text
 
-    # Killed once a checkpoint of this process is whole and a later step was logged: between two checkpoints.
-    while (saved := latest_step(out)) == stopped:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.002)
-    wait_for_step(process, out, saved + 1)
-    process.kill()
-    process.communicate()
-    saved = latest_step(out)
-    assert stopped < saved < steps_logged(out) < STEPS
-    process = start(out)
-    text, err = process.communicate()
-    assert (process.returncode, err) == (0, "")
-    assert f"goes on from step {saved}" in text
-
-    jax.tree.map(np.testing.assert_array_equal, final_state(out), final_state(whole))
+    status, text, err = command("train", *arguments, "--out", whole)
+    assert (status, err) == (0, "")
+    assert latest_step(out) == latest_step(whole) == saved + 5
+    states = [state_of(directory, saved + 5) for directory in (out, whole)]
+    jax.tree.map(np.testing.assert_array_equal, *states)
     losses = [
         [(line["step"], line["loss"]) for line in metrics(directory)] for directory in (out, whole)
     ]
     assert losses[0] == losses[1]
-    assert [step for step, _ in losses[0]] == list(range(1, STEPS + 1))
+    assert [step for step, _ in losses[0]] == list(range(1, saved + 6))
 
-
-@pytest.mark.slow
-def test_a_finished_run_is_not_trained_again_but_may_be_extended(tmp_path, command):
-    config = tiny_config(presets()["digits"], tmp_path / "run", decay="constant")
-    save_config(config, tmp_path / "config.json")
-    assert command("train", tmp_path / "config.json")[0] == 0
-    before = (tmp_path / "run" / "metrics.jsonl").read_text()
-    status, out, _ = command("train", tmp_path / "config.json")
-    assert (status, "trained to step 3" in out) == (0, True)
-    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
-    assert (
-        command("train", tmp_path / "config.json", "--train.steps", 5, "--train.log-every", 5)[0]
-        == 0
-    )
-    assert latest_step(tmp_path / "run") == 5
-    status, _, err = command("train", tmp_path / "config.json")
-    assert (status, "already at step 5; --train.steps is 3" in err) == (1, True)
+    # A finished run is not trained again, and not backwards.
+    log = (out / "metrics.jsonl").read_text()
+    status, text, _ = command("train", *arguments)
+    assert (status, f"trained to step {saved + 5}" in text) == (0, True)
+    assert (out / "metrics.jsonl").read_text() == log
+    status, _, err = command("train", *arguments[:-1], saved)
+    assert (status, f"already at step {saved + 5}; --train.steps is {saved}" in err) == (1, True)

@@ -11,19 +11,39 @@ pytestmark = pytest.mark.usefixtures("optimised")
 @pytest.mark.slow
 def test_an_image_does_not_depend_on_what_else_is_drawn(noisy_run, command, tmp_path):
     eleven, _ = draw(
-        command, noisy_run, tmp_path, "--num-images", 11, "--batch-size", 8, "--eta", 1
+        command, noisy_run, tmp_path, "--num-images", 11, "--batch-size", 8, "--sigma", "eta=1"
     )
     assert (eleven.shape, eleven.dtype) == ((11, 8, 8, 1), np.uint8)
     assert len({image.tobytes() for image in eleven}) == 11
-    three, _ = draw(command, noisy_run, tmp_path, "--num-images", 3, "--batch-size", 8, "--eta", 1)
+    three, _ = draw(
+        command, noisy_run, tmp_path, "--num-images", 3, "--batch-size", 8, "--sigma", "eta=1"
+    )
     np.testing.assert_array_equal(three, eleven[:3])  # the same batch size: bit for bit
     for batch_size in (3, 16):  # other batches and, with 8 devices here, 3 and 8 of them
         other, _ = draw(
-            command, noisy_run, tmp_path, "--num-images", 11, "--batch-size", batch_size, "--eta", 1
+            command,
+            noisy_run,
+            tmp_path,
+            "--num-images",
+            11,
+            "--batch-size",
+            batch_size,
+            "--sigma",
+            "eta=1",
         )
         assert np.abs(other.astype(int) - eleven).max() <= 1
     seeded, _ = draw(
-        command, noisy_run, tmp_path, "--num-images", 3, "--batch-size", 8, "--eta", 1, "--seed", 1
+        command,
+        noisy_run,
+        tmp_path,
+        "--num-images",
+        3,
+        "--batch-size",
+        8,
+        "--sigma",
+        "eta=1",
+        "--seed",
+        1,
     )
     assert np.abs(seeded.astype(int) - three).max() > 10
 
@@ -35,12 +55,12 @@ def test_sigma_and_timesteps_are_what_they_say(noisy_run, command, tmp_path):
             0
         ].astype(int)
 
-    ddim, ddpm = images("--eta", 0), images("--sigma", "ddpm")
-    np.testing.assert_array_equal(images("--eta", 1), ddpm)
+    ddim, ddpm = images("--sigma", "eta=0"), images("--sigma", "ddpm")
+    np.testing.assert_array_equal(images("--sigma", "eta=1"), ddpm)
     others = [
         images("--sigma", "hat"),
         images("--sigma", "hat", "--clip", "none"),
-        *(images("--timesteps", kind) for kind in ("quadratic", "trailing", "linspace")),
+        *(images("--timesteps", kind) for kind in ("uniform", "trailing", "linspace")),
     ]
     np.testing.assert_array_equal(images("--sigma", "hat", "--clip", "rederive"), others[0])
     for i, one in enumerate([ddim, ddpm, *others]):
