@@ -83,7 +83,8 @@ def test_two_processes_and_one_do_the_same(tmp_path, command):
     options = {"sample_images": 3, "sample_steps": 2, "validate_images": 8, "checkpoint_every": 2}
     config = tiny_config(presets()["digits"], one, batch_size=8, decay="constant", **options)
     save_config(replace(config, model=replace(config.model, num_classes=10)), file)
-    draw = ["sample", "generate", one, "--num-images", 5, "--steps", 2, "--sigma", "eta=1", "--label", 1, 2]
+    draw = ["sample", "generate", one, "--num-images", 5, "--steps", 2, "--sigma", "eta=1"]
+    draw += ["--label", 1, 2]
     mesh = ["--mesh.data", 1, "--mesh.fsdp", 2]  # one process has another: 2 and 1
     until_stopped = ["--train.steps", 1_000_000, "--train.validate-images", 0]
     processes = start(

@@ -40,7 +40,10 @@ class SourceFlags:
 
     def open(self) -> Source:
         """The run or the oracle."""
-        return run_source(self.run, self.checkpoint) if self.run else oracle_source(self.oracle)  # type: ignore[arg-type]
+        if self.oracle is not None:
+            return oracle_source(self.oracle)
+        assert self.run is not None  # one of the two is there
+        return run_source(self.run, self.checkpoint)
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def parse_sigma(text: str) -> Family:
     first, equals, rest = text.partition("=")
     if first in SIGMAS:
         return _named_family(first, rest if equals else None)
-    label, source = re.fullmatch(r"(?:([^=:()]+)=)?(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
+    label, source = re.findall(r"(?s)^(?:([^=:()]+)=)?(.*)$", text)[0]
     path = Path(source)
     if path.suffix in _FILES:
         columns = _sigma_columns(path)
