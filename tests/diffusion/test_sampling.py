@@ -148,7 +148,8 @@ def test_noise_that_is_given_equals_noise_that_is_drawn(alpha_bar, schedule):
     for a, b in zip(jax.tree.leaves(drawn), jax.tree.leaves(given), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6 * np.abs(b).max())
     alone = jax.jit(lambda noise: sample(denoise, x_T, table, keys, noise=noise))(noise)
-    np.testing.assert_array_equal(alone, given[0])
+    # Another program than the one that also keeps what it saw: equal to rounding.
+    np.testing.assert_allclose(alone, given[0], atol=1e-6 * np.abs(given[0]).max())
     other = sample(denoise, x_T, table, keys, noise=-noise)
     assert np.abs(other - alone).max() > 0.01
 
