@@ -1,27 +1,59 @@
 """Distances between sets of images, as functions of their features, and intervals for them."""
 
-from .distances import (
-    STATISTICS,
-    Statistic,
-    coverage,
-    density,
-    frechet_distance,
-    kernel_distance,
-    paired_differences,
-    precision,
-    recall,
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from .distances import coverage, density, kernel_distance, paired_differences, precision, recall
+from .frechet import frechet_distance, frechet_of_statistics
+from .intervals import (
+    Interval,
+    Spread,
+    bootstrap,
+    bootstrap_difference,
+    difference,
+    half_samples,
+    interval,
+    jackknife,
+    mean_interval,
 )
-from .intervals import Interval, bootstrap, bootstrap_difference, mean_interval
+from .points import Points, Statistics
+
+
+class Statistic(NamedTuple):
+    """A function (reference, samples) of features, the method of its interval, and its label."""
+
+    label: str
+    function: Callable[..., Any]
+    method: Callable[..., Spread]
+    larger_is_better: bool = False
+
+
+STATISTICS: dict[str, Statistic] = {
+    "frechet": Statistic("Fréchet distance", frechet_distance, jackknife),
+    "kernel": Statistic("kernel distance", kernel_distance, jackknife),
+    "precision": Statistic("precision (k=3)", precision, jackknife, True),
+    "recall": Statistic("recall (k=3)", recall, half_samples, True),
+    "density": Statistic("density (k=5)", density, jackknife, True),
+    "coverage": Statistic("coverage (k=5)", coverage, half_samples, True),
+}
 
 __all__ = [
     "STATISTICS",
     "Statistic",
+    "Statistics",
+    "Points",
     "Interval",
+    "Spread",
     "bootstrap",
     "bootstrap_difference",
     "coverage",
     "density",
+    "difference",
     "frechet_distance",
+    "frechet_of_statistics",
+    "half_samples",
+    "interval",
+    "jackknife",
     "kernel_distance",
     "mean_interval",
     "paired_differences",

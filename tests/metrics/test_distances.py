@@ -1,14 +1,17 @@
 import itertools
 import math
 
+import jax
 import numpy as np
 import pytest
 import scipy.linalg
 
 from ddim_jax.metrics import (
+    Points,
     coverage,
     density,
     frechet_distance,
+    frechet_of_statistics,
     kernel_distance,
     paired_differences,
     precision,
@@ -150,15 +153,67 @@ def test_a_point_on_the_sphere_is_inside_however_it_is_rounded(scale):
     assert recall(beyond, ends, k=1) == precision(ends, beyond, k=1) == 2 / 3
 
 
-@pytest.mark.parametrize("statistic", STATISTICS[:-1])
-@pytest.mark.parametrize("share", [0.1, 0.5])
-def test_subsets_are_what_each_gives_alone(statistic, share):
+@pytest.mark.parametrize("scale", [0.6, 1.25, 4.0])
+def test_recall_of_subsets_is_what_each_gives_alone(scale):
+    """Also where one fake ball, or hundreds of them, hold most of the reals."""
     rng = np.random.default_rng(14)
-    real, fake = rng.normal(size=(250, 3)), 0.4 + 1.25 * rng.normal(size=(200, 3))
-    subsets = rng.random((5, 200)) < share
-    values = statistic(real, fake, subsets=subsets)
-    alone = [statistic(real, fake[subset]) for subset in subsets]
-    np.testing.assert_allclose(values, alone, rtol=1e-9)
+    real, fake = rng.normal(size=(250, 3)), 0.4 + scale * rng.normal(size=(400, 3))
+    fake[7] += 30
+    subsets = rng.random((7, 400)) < np.array([0.1] * 2 + [0.5] * 4 + [0.9])[:, None]
+    values = recall(real, fake, subsets=subsets)
+    np.testing.assert_allclose(values, [recall(real, fake[subset]) for subset in subsets])
+
+
+@pytest.mark.parametrize("n", [4, 9, 12, 13, 14, 60])
+@pytest.mark.parametrize("statistic", [*STATISTICS[:3], density])
+def test_what_leaves_one_out_is_what_the_others_give(statistic, n):
+    """At fewer samples than dimensions, as many, and more; two features never vary."""
+    rng = np.random.default_rng(21)
+    real, fake = (
+        rng.normal(size=(80, 13)),
+        0.3 + 1.2 * rng.normal(size=(n, 13)) @ np.diag(np.logspace(0, -4, 13)),
+    )
+    real[:, 3], fake[:, 8] = 2, 5
+    value, without = statistic(real, fake, leave_one_out=True)
+    assert value == pytest.approx(statistic(real, fake), rel=1e-9)
+    alone = [statistic(real, np.delete(fake, i, 0)) for i in range(n)]
+    np.testing.assert_allclose(without, alone, rtol=2e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("n", [5, 12, 200])
+def test_statistics_and_shared_points_stand_for_features(n):
+    rng = np.random.default_rng(22)
+    real, fake = Points(rng.normal(size=(90, 12))), rng.normal(size=(n, 12)) * 1.3 + 0.2
+    value = frechet_distance(real.features, fake)
+    assert frechet_distance(real.statistics, fake) == pytest.approx(value, rel=1e-12)
+    of_statistics = frechet_of_statistics(real.statistics, Points(fake).statistics)
+    assert of_statistics == pytest.approx(value, rel=1e-6)
+    for samples in (fake, fake[::-1] * 2, fake):
+        for statistic in STATISTICS if n > 5 else STATISTICS[:3]:
+            expected = pytest.approx(statistic(real.features, samples), rel=1e-12)
+            assert statistic(real, samples) == statistic(real, Points(samples)) == expected
+    with pytest.raises(ValueError, match="only a mean and a covariance"):
+        precision(real.statistics, fake)
+    with pytest.raises(ValueError, match="of 12 features and of 11"):
+        frechet_of_statistics(real.statistics, Points(fake[:, 1:]).statistics)
+
+
+def test_products_on_an_accelerator_are_in_float64(monkeypatch):
+    rng = np.random.default_rng(23)
+    real, fake = rng.normal(size=(30, 5)), rng.normal(size=(20, 5)) + 100
+    expected = [statistic(real, fake) for statistic in STATISTICS]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert [statistic(real, fake) for statistic in STATISTICS] == pytest.approx(expected, rel=1e-11)
+
+
+def test_distances_that_are_too_many_are_not_kept(monkeypatch):
+    rng = np.random.default_rng(24)
+    real, fake = rng.normal(size=(30, 5)), rng.normal(size=(20, 5))
+    expected = [statistic(real, fake) for statistic in STATISTICS]
+    monkeypatch.setattr("ddim_jax.metrics.points._KEPT", 0)
+    samples = Points(fake)
+    assert [statistic(real, samples) for statistic in STATISTICS] == expected
+    assert not any("squares" in key for key in samples._kept)
 
 
 def test_coverage_of_a_subset_has_as_many_fakes_per_ball():
@@ -197,7 +252,7 @@ def test_refusals(statistic, a, b):
 )
 def test_refusals_of_subsets(subsets):
     with pytest.raises(ValueError, match="subsets"):
-        kernel_distance(np.zeros((5, 2)), np.zeros((8, 2)), subsets=subsets)
+        recall(np.zeros((5, 2)), np.zeros((8, 2)), subsets=subsets)
 
 
 @pytest.mark.parametrize("k", [0, 8])
