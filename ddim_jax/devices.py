@@ -1,6 +1,7 @@
 """Devices, processes and their mesh, and JAX's settings at start-up."""
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import os
 from pathlib import Path
@@ -10,7 +11,10 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from .files import file_sha256
+
 _AXES = ("data", "fsdp")
+_PATIENCE = 7 * 86_400  # seconds that processes wait at the end for the one that writes results
 
 
 def setup() -> None:
@@ -52,12 +56,14 @@ def _join_processes() -> None:
                 "first process, JAX_NUM_PROCESSES to their number n, and JAX_PROCESS_ID to one of "
                 "0 to n − 1, a different one in each process."
             )
-        jax.distributed.initialize(address, int(count), int(index))
+        jax.distributed.initialize(
+            address, int(count), int(index), shutdown_timeout_seconds=_PATIENCE
+        )
     elif int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
-        jax.distributed.initialize()
+        jax.distributed.initialize(shutdown_timeout_seconds=_PATIENCE)
     elif importlib.util.find_spec("libtpu"):
         try:
-            jax.distributed.initialize()
+            jax.distributed.initialize(shutdown_timeout_seconds=_PATIENCE)
         except ValueError as error:  # what JAX raises if it finds no cluster
             if "coordinator_address" not in str(error):
                 raise
@@ -153,6 +159,29 @@ def full_batch(count: int) -> int:
     """
     devices = jax.device_count()
     return count if jax.process_count() == 1 else -(-count // devices) * devices
+
+
+def surroundings() -> tuple[Any, ...]:
+    """What can change the bits of an image, apart from a command's flags and the model.
+
+    Versions, the sources of this package that draw, the devices, and settings of JAX and XLA.
+    """
+    package = Path(__file__).parent
+    drawing = ("sampler.py", "images.py", "diffusion/*.py", "model/*.py")
+    sources = sorted(path for pattern in drawing for path in package.glob(pattern))
+    names = (
+        "enable_x64",
+        "threefry_partitionable",
+        "default_prng_impl",
+        "default_matmul_precision",
+    )
+    return (
+        *(importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")),
+        *map(file_sha256, sources),
+        *(getattr(jax.config, f"jax_{name}") for name in names),
+        os.environ.get("XLA_FLAGS", ""),
+        describe(),
+    )
 
 
 def describe() -> str:

@@ -17,11 +17,12 @@ from ..devices import describe, full_batch
 from ..images import save_rows
 from ..metrics import STATISTICS
 from ..settings import Range
-from .cells import Drawing, draw_cells
-from .features import EXTRACTORS, load_features
+from .cells import Drawing, Drawn, draw_cells
+from .features import EXTRACTORS
 from .flags import DrawFlags
 from .grid import Cell, cells
-from .measure import exact_labels, measure_cells
+from .measure import change, differences, exact_labels, measure_cells, open_reference
+from .measure import entry as cell_entry
 from .source import Source
 from .tables import console_table, estimate
 
@@ -77,22 +78,26 @@ def run(config: Config, console: Console) -> None:
     config, source = config.resolved(), config.open()
     grid = cells(source.alpha_bar, config.sigma, config.timesteps, config.steps)
     baseline = _baseline(config.baseline, grid)
-    features = load_features(config.features, source)
+    features = EXTRACTORS[config.features](source)
     drawing = Drawing(source, config.seed, config.num_images, full_batch(config.batch_size))
     clips = [config.clip_index(cell, source) for cell in grid]
     drawn, compilations = draw_cells(drawing, grid, clips, console)
+    images, kept = source.reference().images, source.directory / "ablations" / "reference"
+    reference = open_reference(images, features, kept)
+    spreads = measure_cells(grid, drawn, reference, features, console)
     if jax.process_index():
         return
     if config.clip not in ("official", "none"):
         # Clipping is not linear, so the exact results do not hold for this sampler.
         source = source._replace(moments=None)
-    entries, counts = measure_cells(source, grid, drawn, baseline, *features, console)
+    entries = _entries(source, grid, drawn, spreads, baseline)
+    counts = {name: reference.of(name).shape[0] for name in STATISTICS}
     labels = _labels(config, source, baseline, counts)
     results = _results(config, entries, labels, baseline, compilations)
     directory = source.directory / "ablations" / config.name
     from .report import write_report  # imports matplotlib for half a second
 
-    pictures = {cell.name: made.images[:_SHOWN] for cell, made in zip(grid, drawn, strict=True)}
+    pictures = {cell.name: made.pictures(_SHOWN) for cell, made in zip(grid, drawn, strict=True)}
     write_report(results, pictures, directory)
     _save_samples(grid, pictures, directory / "samples.png")
     shown = "w2_covariance" if source.moments is not None else "frechet"
@@ -101,6 +106,25 @@ def run(config: Config, console: Console) -> None:
     seconds = f"{results['wall_seconds']:.0f} s of sampling on {describe()}"
     console.print(f"{made} for {len(grid)} cells, {seconds}")
     console.print(f"report: {directory / 'index.html'}, table.md, results.csv, results.json")
+
+
+def _entries(
+    source: Source,
+    grid: list[Cell],
+    drawn: list[Drawn],
+    spreads: list[dict[str, Any]],
+    baseline: str,
+) -> list[dict[str, Any]]:
+    """The report's entry for every cell."""
+    at = [cell.name for cell in grid].index(baseline)
+    base, entries = drawn[at].images(), []
+    for cell, made, of_cell in zip(grid, drawn, spreads, strict=True):
+        entry = cell_entry(source, cell, made, of_cell)
+        entry["metrics"]["change"] = change(made, base)
+        if cell.name != baseline:
+            entry["difference"] = differences(of_cell, spreads[at])
+        entries.append(entry)
+    return entries
 
 
 def _labels(

@@ -5,7 +5,6 @@ restarted draws only what is missing, grids share the cells that they have in co
 a changed model are never mixed in.
 """
 
-import importlib.metadata
 import time
 import zipfile
 from collections.abc import Sequence
@@ -16,15 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..devices import describe, make_mesh
+from ..devices import make_mesh, surroundings
 from ..diffusion.reverse import StepTable, stack_tables
 from ..files import digest, whole
 from ..images import to_uint8
 from ..sampler import Batch, Plan, make_sampler, on_mesh
 from .grid import Cell
+from .progress import duration, progress
 from .source import Source
+
+_PATIENCE = 120.0  # seconds until what one process wrote is seen by the others
 
 
 class Drawing(NamedTuple):
@@ -37,11 +38,32 @@ class Drawing(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """Results of a cell: images, the root mean square of x̂_0 at each step, and the time taken."""
+    """Results of a cell: where its images are, the RMS of x̂_0 at each step, and the time taken."""
 
-    images: np.ndarray
+    files: Sequence[Path]
+    num_images: int
     x_0_rms: np.ndarray
     seconds: float
+
+    @property
+    def place(self) -> Path:
+        """The cell's directory, whose name is a hash of all that its images depend on."""
+        return self.files[0].parent
+
+    def images(self, first: int | None = None) -> np.ndarray:
+        """The images, or the first of them, read from their files."""
+        parts: list[np.ndarray] = []
+        wanted = min(first or self.num_images, self.num_images)
+        for file in self.files:
+            if sum(len(part) for part in parts) < wanted:
+                with np.load(file) as arrays:
+                    parts.append(arrays["images"])
+        return np.concatenate(parts)[:wanted]
+
+    def pictures(self, first: int) -> np.ndarray:
+        """The first images as uint8."""
+        images = self.images(first)
+        return images if images.dtype == np.uint8 else to_uint8(images)
 
 
 def draw_cells(
@@ -49,7 +71,7 @@ def draw_cells(
 ) -> tuple[list[Drawn], int]:
     """The images of every cell, and the number of compilations that drawing them took.
 
-    Only the first process returns images.
+    The first process writes them, and every process reads them.
     """
     firsts = range(0, drawing.num_images, drawing.size)
     files = [
@@ -66,8 +88,8 @@ def draw_cells(
     if len(missing) < total:
         console.print(f"{total - len(missing)} of {total} batches already exist")
     compilations = _draw_missing(drawing, cells, clips, files, missing, console) if missing else 0
-    if jax.process_index():
-        return [], compilations
+    if missing and jax.process_count() > 1:
+        _wait_for([file for of_cell in files for file in of_cell])
     return [_load(of_cell, drawing.num_images) for of_cell in files], compilations
 
 
@@ -92,21 +114,19 @@ def _draw_missing(
         return np.asarray(images), np.asarray(squares).T[np.asarray(table.active)]
 
     draw(0, jax.tree.map(lambda leaf: np.zeros_like(leaf[0]), tables), 0)  # compile: all inactive
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
-               TextColumn("steps"), TimeRemainingColumn())  # fmt: skip
-    quiet = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=quiet) as bar:
-        task = bar.add_task("", total=sum(cells[i].steps for i, _ in missing))
-        for i, first in missing:
-            bar.update(task, description=cells[i].name)
+    with progress(console, sum(cells[i].steps for i, _ in missing), "steps") as show:
+        for k, (i, first) in enumerate(missing):
             start = time.perf_counter()
             table = jax.tree.map(lambda leaf, i=i: leaf[i], tables)
             images, squares = draw(first, table, clips[i])
+            seconds = time.perf_counter() - start
             if jax.process_index() == 0:
+                kept = to_uint8(images) if source.bounded else images
                 with whole(files[i][first // size]) as partial:
-                    seconds = time.perf_counter() - start
-                    np.savez(partial, images=to_uint8(images), squares=squares, seconds=seconds)
-            bar.advance(task, cells[i].steps)
+                    np.savez(partial, images=kept, squares=squares, seconds=seconds)
+            show(cells[i].name, cells[i].steps)
+            if k == 0 and (ahead := seconds * sum(cells[i].steps for i, _ in missing[1:])) > 60:
+                console.print(f"sampling takes about {duration(ahead / cells[i].steps)}")
     return sampler._cache_size()  # type: ignore[attr-defined]
 
 
@@ -117,24 +137,36 @@ def _mean_square(x_t: jax.Array, x_0: jax.Array) -> jax.Array:
 def _place(drawing: Drawing, cell: Cell, clip: int) -> Path:
     """The directory of a cell's images: a hash of all that they depend on, even in rounding."""
     source = drawing.source
-    versions = [importlib.metadata.version(name) for name in ("ddim_jax", "jax", "jaxlib", "flax")]
     identity = digest(
-        *source.identity, source.alpha_bar, *cell.table, clip, drawing.seed, drawing.size, versions,
-        describe(),
+        *source.identity, source.alpha_bar, *cell.table, clip, drawing.seed, drawing.size,
+        source.bounded, surroundings(),
     )  # fmt: skip
     return source.directory / "ablations" / "cells" / identity[:32]
 
 
+def _wait_for(files: Sequence[Path]) -> None:
+    """Wait until another process's files appear in this one's view of the file system."""
+    deadline = time.monotonic() + _PATIENCE
+    while missing := [file for file in files if not file.exists()]:
+        if time.monotonic() > deadline:
+            raise ValueError(
+                f"{missing[0]} does not appear in process {jax.process_index()}; "
+                "all processes must see one file system."
+            )
+        time.sleep(0.5)
+
+
 def _load(files: Sequence[Path], count: int) -> Drawn:
-    images, squares, seconds = zip(*(_read(file) or () for file in files), strict=True)
+    squares, seconds = zip(*(_read(file) or () for file in files), strict=True)
     mean_squares = np.concatenate(squares, axis=1)[:, :count].mean(axis=1)
-    return Drawn(np.concatenate(images)[:count], np.sqrt(mean_squares), float(sum(seconds)))
+    return Drawn(files, count, np.sqrt(mean_squares), float(sum(seconds)))
 
 
 def _read(file: Path) -> list[np.ndarray] | None:
-    """Images, mean squares of x̂_0 and seconds of a batch; None where it is missing or damaged."""
+    """Mean squares of x̂_0 and seconds of a batch; None where it is missing or damaged."""
     try:
         with np.load(file) as arrays:
-            return [arrays[name] for name in ("images", "squares", "seconds")]
+            _, *rest = (arrays[name] for name in ("images", "squares", "seconds"))
+            return rest
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
         return None

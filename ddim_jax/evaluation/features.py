@@ -5,21 +5,31 @@
 Neither is Inception, so a distance on them is not FID; it is labelled with its features.
 """
 
+import contextlib
+import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..files import digest
+from ..files import digest, whole
 from ..images import to_unit_range
 from .source import Source
 
-Features = Callable[[np.ndarray], np.ndarray]
 _WIDTH = 64
+
+
+class Features(NamedTuple):
+    """A way from images (N, H, W, C) to float (N, D), its name, and a hash of all that it is."""
+
+    name: str
+    extract: Callable[[np.ndarray], np.ndarray]
+    identity: str
+    cached: bool  # whether extraction costs more than reading a file
 
 
 def pixels(images: np.ndarray) -> np.ndarray:
@@ -32,18 +42,31 @@ def classifier_path(source: Source) -> Path:
     return source.directory / "ablations" / "classifier.npz"
 
 
-def load_features(name: str, source: Source) -> tuple[Features, str]:
-    """The extractor "pixels" or "classifier" for a model, and a hash of it."""
-    return EXTRACTORS[name](source)
+def kept_features(
+    features: Features, images: Callable[[], np.ndarray], content: str, directory: Path
+) -> np.ndarray:
+    """The features of some images, read from a file in the directory if they were computed before.
+
+    `content` is a hash of the images.
+    """
+    if not features.cached:
+        return features.extract(images())
+    file = directory / f"features-{digest(content, features.identity)[:32]}.npy"
+    with contextlib.suppress(OSError, EOFError, ValueError):  # missing, or damaged
+        return np.load(file)
+    made = features.extract(images()).astype(np.float32)
+    with whole(file) as partial, open(partial, "wb") as out:
+        np.save(out, made)
+    return made
 
 
-def _classifier_features(source: Source) -> tuple[Features, str]:
+def _classifier_features(source: Source) -> Features:
     """The hidden layer of the classifier that `sample.py classifier` trained."""
     path = classifier_path(source)
     try:
         with np.load(path) as file:
             leaves = [file[name] for name in file.files]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{path} cannot be read ({error}); `python sample.py classifier` makes it."
         ) from error
@@ -55,16 +78,16 @@ def _classifier_features(source: Source) -> tuple[Features, str]:
         )
     params = jax.tree.unflatten(jax.tree.structure(template), leaves)
 
-    def features(images: np.ndarray) -> np.ndarray:
+    def extract(images: np.ndarray) -> np.ndarray:
         parts = np.array_split(images, max(1, -(-len(images) // 1000)))
         layers = [apply_classifier(params, _in_range(part))[0] for part in parts]
         return np.concatenate([np.asarray(layer, np.float64) for layer in layers])
 
-    return features, digest(*leaves)
+    return Features("classifier", extract, digest(*leaves), cached=True)
 
 
-EXTRACTORS: dict[str, Callable[[Source], tuple[Features, str]]] = {
-    "pixels": lambda source: (pixels, "pixels"),
+EXTRACTORS: dict[str, Callable[[Source], Features]] = {
+    "pixels": lambda source: Features("pixels", pixels, "pixels", cached=False),
     "classifier": _classifier_features,
 }
 

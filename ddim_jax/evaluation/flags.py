@@ -9,12 +9,12 @@ import numpy as np
 import tyro
 from jax.sharding import Mesh
 from rich.console import Console
-from rich.progress import track
 
 from ..devices import describe, full_batch, make_mesh
 from ..sampler import CLIPS, Plan, in_batches, on_mesh
 from ..settings import SEED, Range, at_least, check_ranges
 from .grid import Cell, cells
+from .progress import progress
 from .source import OracleName, Source, oracle_source, run_source
 
 STEPS = 50
@@ -60,11 +60,11 @@ class DrawFlags(SourceFlags):
     def clip_index(self, cell: Cell, source: Source) -> int:
         """The index in CLIPS of a cell's clipping.
 
-        The official code clips with σ̂ only. A Gaussian oracle is exact and is not clipped.
+        The official code clips with σ̂ only. Data that leave [−1, 1] are not clipped.
         """
         if self.clip != "official":
             return CLIPS.index(self.clip)
-        return CLIPS.index("rederive" if cell.rederive and source.moments is None else "none")
+        return CLIPS.index("rederive" if cell.rederive and source.bounded else "none")
 
 
 @dataclass(frozen=True)
@@ -115,13 +115,10 @@ class Ready(NamedTuple):
     def draw(self, call: Any, count: int, doing: str, console: Console) -> Iterator[Any]:
         """call(params, indices) of the images 0 … count−1, a batch at a time, with progress."""
         parts = in_batches(lambda indices: call(self.params, indices), count, self.size)
-        return shown(parts, -(-count // self.size), doing, console)
-
-
-def shown(parts: Any, total: int, doing: str, console: Console) -> Any:
-    """The parts as they arrive, with a progress bar on a terminal."""
-    quiet = not console.is_terminal
-    return track(parts, doing, total, console=console, transient=True, disable=quiet)
+        with progress(console, -(-count // self.size), "batches") as show:
+            for part in parts:
+                yield part
+                show(doing)
 
 
 def refuse_former(arguments: list[str]) -> None:

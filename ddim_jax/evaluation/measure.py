@@ -1,78 +1,126 @@
-"""Metrics of the images of a grid: distances with intervals, and paired differences."""
+"""Metrics of the images of a grid, each cell measured once and kept beside its images.
 
+DIR/ablations/cells/HASH/metrics-HASH.npz    statistics of a cell and what their intervals need
+DIR/ablations/reference/features-HASH.npy    features of the reference
+
+A difference from the baseline is computed from what is kept of both, so another baseline measures
+nothing again. Several processes share the cells.
+"""
+
+import time
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from rich.console import Console
 
 from ..diffusion.moments import kl_gaussian, propagate_gaussian, wasserstein2_gaussian
-from ..files import digest, whole
+from ..files import digest, file_sha256, whole
 from ..metrics import (
     STATISTICS,
     Interval,
-    bootstrap,
-    bootstrap_difference,
+    Points,
+    Spread,
+    difference,
+    interval,
     mean_interval,
     paired_differences,
 )
 from .cells import Drawn
-from .features import Features, pixels
-from .flags import shown
+from .features import Features, kept_features, pixels
 from .grid import Cell
+from .progress import progress
 from .source import Source
 
+_SOURCES = sorted((Path(__file__).parent.parent / "metrics").glob("*.py"))
 _NEIGHBOURS = 10_000  # reference images for all statistics but the Fréchet distance
 Numbers = dict[str, dict[str, float]]
 
 
+class Reference(NamedTuple):
+    """Features of the images to compare with: all, those for neighbours and kernels, their hash."""
+
+    points: Points
+    part: Points
+    identity: str
+
+    def of(self, statistic: str) -> Points:
+        """The features that a statistic is measured against."""
+        return self.points if statistic == "frechet" else self.part
+
+
+def open_reference(images: np.ndarray, features: Features, directory: Path) -> Reference:
+    """The features of the reference, in a fixed random order; those of a network are kept."""
+    images = images[np.random.default_rng(0).permutation(len(images))]
+    content = digest(images)
+    points = Points(kept_features(features, lambda: images, content, directory))
+    few = points.shape[0] <= _NEIGHBOURS
+    part = points if few else Points(points.features[:_NEIGHBOURS])
+    return Reference(points, part, digest(content, features.identity))
+
+
 def measure_cells(
-    source: Source,
     cells: Sequence[Cell],
     drawn: Sequence[Drawn],
-    baseline: str,
+    reference: Reference,
     features: Features,
-    features_hash: str,
     console: Console,
-) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """The report's entry for every cell, and how many reference images each statistic used."""
-    images = source.reference().images
-    reference = _reference_features(source, images, features, features_hash)
-    base = drawn[[cell.name for cell in cells].index(baseline)].images
-    base_features = features(base)
-    entries = []
-    pairs = zip(cells, drawn, strict=True)
-    for cell, made in shown(pairs, len(cells), "measuring", console):
-        samples = base_features if cell.name == baseline else features(made.images)
-        metrics = {
-            name: bootstrap(s.function, _part(name, reference), samples)
-            for name, s in STATISTICS.items()
-        }
-        metrics["change"] = mean_interval(paired_differences(pixels(made.images), pixels(base)))
-        entry = {
-            "id": cell.name,
-            "sigma": cell.sigma,
-            "timesteps": cell.timesteps,
-            "steps": cell.steps,
-            "metrics": exact_parts(source, cell) | _numbers(metrics),
-            "seconds": made.seconds,
-            "network_calls": int(np.sum(cell.table.active)),
-            "schedule": {
-                name: np.asarray(getattr(cell.table, name)).tolist()
-                for name in ("t", "s", "sigma", "noise")
-            },
-            "x0_rms": made.x_0_rms.tolist(),
-        }
-        if cell.name != baseline:
-            entry["difference"] = _numbers({
-                name: bootstrap_difference(
-                    s.function, _part(name, reference), samples, base_features
-                )
-                for name, s in STATISTICS.items()
-            })  # fmt: skip
-        entries.append(entry)
-    return entries, {name: len(_part(name, reference)) for name in STATISTICS}
+) -> list[dict[str, Spread]]:
+    """The statistics of every cell, in the first process; empty in the others."""
+    name = f"metrics-{digest(reference.identity, *map(file_sha256, _SOURCES))[:32]}"
+    files = [made.place / f"{name}-{made.num_images}.npz" for made in drawn]
+    missing = [i for i, file in enumerate(files) if _read(file) is None]
+    if len(missing) < len(cells):
+        console.print(f"{len(cells) - len(missing)} of {len(cells)} cells are already measured")
+    # Shares by the cell's place in the grid: each process may find other cells missing.
+    share = [i for i in missing if i % jax.process_count() == jax.process_index()]
+    with progress(console, len(share), "cells") as show:
+        for i in share:
+            spreads = _measure(drawn[i], reference, features)
+            with whole(files[i]) as partial:
+                np.savez(partial, **_flat(spreads))
+            show(f"measured {cells[i].name}")
+    if jax.process_index():
+        return []
+    # If another process dies, JAX ends this one, too.
+    while None in (found := [_read(file) for file in files]):
+        time.sleep(0.5)
+    return [spreads for spreads in found if spreads]
+
+
+def entry(source: Source, cell: Cell, drawn: Drawn, spreads: dict[str, Spread]) -> dict[str, Any]:
+    """A cell in the report, without what depends on the baseline."""
+    return {
+        "id": cell.name,
+        "sigma": cell.sigma,
+        "timesteps": cell.timesteps,
+        "steps": cell.steps,
+        "metrics": exact_parts(source, cell)
+        | {name: _as_dict(interval(spread)) for name, spread in spreads.items()},
+        "seconds": drawn.seconds,
+        "network_calls": int(np.sum(cell.table.active)),
+        "schedule": {
+            name: np.asarray(getattr(cell.table, name)).tolist()
+            for name in ("t", "s", "sigma", "noise")
+        },
+        "x0_rms": drawn.x_0_rms.tolist(),
+    }
+
+
+def change(drawn: Drawn, base: np.ndarray) -> dict[str, float]:
+    """The mean RMS difference from the same images of the baseline."""
+    images, parts = drawn.images(), max(1, len(base) // 1000)
+    pairs = zip(np.array_split(images, parts), np.array_split(base, parts), strict=True)
+    differences = [paired_differences(pixels(one), pixels(two)) for one, two in pairs]
+    return _as_dict(mean_interval(np.concatenate(differences)))
+
+
+def differences(spreads: dict[str, Spread], base: dict[str, Spread]) -> Numbers:
+    """Each statistic less that of the baseline."""
+    return {name: _as_dict(difference(spread, base[name])) for name, spread in spreads.items()}
 
 
 def exact_labels(source: Source) -> dict[str, str]:
@@ -99,27 +147,34 @@ def exact_parts(source: Source, cell: Cell) -> Numbers:
     }
 
 
-def _reference_features(
-    source: Source, images: np.ndarray, features: Features, features_hash: str
-) -> np.ndarray:
-    """Features of the reference, in a fixed random order; those of a network are cached."""
-    order = np.random.default_rng(0).permutation(len(images))
-    if features is pixels:
-        return features(images[order])
-    name = f"{digest(images, features_hash)[:32]}.npy"
-    file: Path = source.directory / "ablations" / "reference" / name
-    if not file.exists():
-        with whole(file) as partial:
-            np.save(partial, features(images[order]))
-    return np.load(file)
-
-
-def _part(name: str, reference: np.ndarray) -> np.ndarray:
-    return reference if name == "frechet" else reference[:_NEIGHBOURS]
-
-
-def _numbers(intervals: dict[str, Interval]) -> Numbers:
+def _measure(drawn: Drawn, reference: Reference, features: Features) -> dict[str, Spread]:
+    content = digest(drawn.place.name, drawn.num_images)
+    samples = Points(kept_features(features, drawn.images, content, drawn.place))
     return {
-        name: {part: float(value) for part, value in interval._asdict().items()}
-        for name, interval in intervals.items()
+        name: statistic.method(statistic.function, reference.of(name), samples)
+        for name, statistic in STATISTICS.items()
     }
+
+
+def _flat(spreads: dict[str, Spread]) -> dict[str, Any]:
+    return {
+        f"{name}.{part}": value
+        for name, spread in spreads.items()
+        for part, value in spread._asdict().items()
+    }
+
+
+def _read(file: Path) -> dict[str, Spread] | None:
+    """The statistics of a cell; None where the file is missing or damaged."""
+    try:
+        with np.load(file) as arrays:
+            parts = {
+                name: [arrays[f"{name}.{part}"] for part in Spread._fields] for name in STATISTICS
+            }
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+        return None
+    return {name: Spread(float(value), *rest) for name, (value, *rest) in parts.items()}
+
+
+def _as_dict(numbers: Interval) -> dict[str, float]:
+    return {part: float(value) for part, value in numbers._asdict().items()}

@@ -35,8 +35,9 @@ from ..images import save_rows, to_uint8, to_unit_range
 from ..metrics import Interval, mean_interval
 from ..sampler import Plan, batch_program, in_batches, on_mesh, planned
 from ..settings import at_least, check_ranges
-from .flags import DrawFlags, shown
+from .flags import DrawFlags
 from .grid import Cell, cells
+from .progress import progress
 from .source import Source
 from .tables import console_table, estimate, markdown
 
@@ -184,8 +185,12 @@ def _round_trips(
         len(images),
         size,
     )
-    total = -(-len(images) // size)
-    return np.concatenate(list(shown(parts, total, "reconstructing", console)))
+    results = []
+    with progress(console, -(-len(images) // size), "batches") as show:
+        for part in parts:
+            results.append(part)
+            show("reconstructing")
+    return np.concatenate(results)
 
 
 def _open(config: Config, source: Source) -> tuple[Dataset, str]:

@@ -45,6 +45,7 @@ class Source(NamedTuple):
         tuple[np.ndarray, np.ndarray] | None
     )  # mean (D,) and covariance (D, D), if known exactly
     identity: tuple[Any, ...]  # changes with anything that changes an image
+    bounded: bool = True  # the data are within [−1, 1]; else images stay floats, never clipped
     step: int | None = None  # of the checkpoint
 
 
@@ -103,6 +104,7 @@ def oracle_source(name: OracleName) -> Source:
         reference=lambda: reference,
         moments=moments,
         identity=("oracle", name, _RIDGE, reference.images),
+        bounded=name in ("digits", "emoji"),
     )
 
 

@@ -64,8 +64,8 @@ def _overlap_changes(x: np.ndarray, variances: np.ndarray, vectors: np.ndarray) 
     kappa, vectors = variances[real], vectors[:, real]
     if not kappa.size:
         return np.zeros(n)
-    ends = np.log(kappa[[0, -1]]) / 2 + np.array([-18, 18])
-    sigma = np.exp(np.arange(*ends, 0.5))
+    least, most = np.log(kappa[[0, -1]]) / 2
+    sigma = np.exp(np.arange(least - 18, most + 18, 0.5))
     shares = kappa[:, None] / (kappa[:, None] + sigma**2)
     changes = np.empty(n)
     for start in range(0, n, 2048):

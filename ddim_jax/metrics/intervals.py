@@ -75,7 +75,7 @@ def interval(spread: Spread, level: float = 0.95) -> Interval:
 
     So the value keeps the bias that a Fréchet distance has at this N.
     """
-    return _normal(spread.value, np.linalg.norm(spread.deviations), level)
+    return _normal(spread.value, float(np.linalg.norm(spread.deviations)), level)
 
 
 def difference(a: Spread, b: Spread, level: float = 0.95) -> Interval:
@@ -91,7 +91,7 @@ def difference(a: Spread, b: Spread, level: float = 0.95) -> Interval:
             "both must come from one method and as many samples."
         )
     parts = np.concatenate([a.deviations - b.deviations, a.shared - b.shared])
-    return _normal(a.value - b.value, np.linalg.norm(parts), level)
+    return _normal(a.value - b.value, float(np.linalg.norm(parts)), level)
 
 
 def jackknife(statistic: Callable, reference: Any, samples: Any) -> Spread:

@@ -18,7 +18,7 @@ class Statistics(NamedTuple):
 
     mean: np.ndarray
     covariance: np.ndarray
-    count: int
+    count: int  # type: ignore[assignment]  # it hides tuple.count
 
 
 class Axes(NamedTuple):

@@ -76,20 +76,15 @@ def test_sampled_moments_are_the_exact_ones_and_one_program_draws_the_grid(gauss
     assert compilations == 0  # everything was there
     assert "20 of 20 batches already exist" in Path("log").read_text()
     for cell, found, same in zip(grid, drawn, again, strict=True):
-        np.testing.assert_array_equal(found.images, same.images)
+        np.testing.assert_array_equal(found.images(), same.images())
+        assert len(found.images(7)) == 7
         exact = propagate_gaussian(*gaussian.moments, gaussian.alpha_bar, cell.table)
-        # uint8 clips what lies beyond [−1, 1]: compare where that never happens, pixels of small
-        # variance in the middle.
-        inside = np.flatnonzero(np.abs(exact.mean) + 4 * np.sqrt(np.diag(exact.covariance)) < 1)
-        flat = (found.images.reshape(2048, -1) / 127.5 - 1)[:, inside]
-        if inside.size:
-            variance = np.diag(exact.covariance)[inside]
-            assert np.all(
-                np.abs(flat.mean(0) - exact.mean[inside]) < 4.5 * np.sqrt(variance / 2048) + 1e-3
-            )
-            np.testing.assert_allclose(
-                flat.var(0), variance, rtol=4.5 * np.sqrt(2 / 2048), atol=2e-5
-            )
+        flat, variance = found.images().reshape(2048, -1), np.diag(exact.covariance)
+        assert flat.dtype == np.float32
+        assert np.abs(flat).max() > 1.2  # kept as they are, not clipped
+        errors = (flat.mean(0) - exact.mean) / np.sqrt(variance / 2048)
+        assert np.abs(errors).max() < 4.5
+        np.testing.assert_allclose(flat.var(0), variance, rtol=4.5 * np.sqrt(2 / 2048))
         assert found.x_0_rms.shape == (cell.steps,)
 
 
@@ -120,7 +115,7 @@ def test_a_thousand_steps_on_the_digits_themselves_give_digits():
     references = source.reference().images
     known = {np.rint((image + 1) * 127.5).astype(np.uint8).tobytes() for image in references}
     for found in drawn:
-        assert sum(image.tobytes() in known for image in found.images) >= 22
+        assert sum(image.tobytes() in known for image in found.images()) >= 22
 
 
 # ---- the command
@@ -178,22 +173,32 @@ def test_an_interrupted_ablation_ends_as_a_whole_one(tiny_run, command, tmp_path
 
     # Stopped: some batches are there, one is half-written.
     before = {name: (report / name).read_bytes() for name in names}
-    files = sorted((one / "ablations" / "cells").rglob("*.npz"))
-    assert len(files) == 6 * 3
-    kept = {path: path.read_bytes() for path in files[::2]}
-    for path in files[1::2]:
+    places = one / "ablations" / "cells"
+    files, measured = sorted(places.rglob("0*.npz")), sorted(places.rglob("metrics-*.npz"))
+    assert (len(files), len(measured)) == (6 * 3, 6)
+    kept = {path: path.read_bytes() for path in [*files[::2], *measured[2:]]}
+    for path in [*files[1::2], measured[0]]:
         path.unlink()
+    measured[1].write_bytes(measured[1].read_bytes()[:-7])
     files[1].with_name(f".partial-1-{files[1].name}").write_bytes(b"half")
     shutil.rmtree(report)
     status, out, err = command("sample", "ablate", one, *ARGUMENTS)
     assert (status, err) == (0, "")
     assert "9 of 18 batches already exist" in out
+    assert "4 of 6 cells are already measured" in out
     assert all(path.read_bytes() == content for path, content in kept.items())
     assert without_times(json.loads((report / "results.json").read_text())) == without_times(
         results
     )
     for name in ("table.md", "metrics.png", "steps.png", "drift.png", "samples.png"):
         assert (report / name).read_bytes() == before[name]
+
+    # What was measured serves another baseline.
+    status, out, _ = command(
+        "sample", "ablate", one, *ARGUMENTS, "--baseline", "sigma-hat quadratic S=2"
+    )
+    assert (status, "6 of 6 cells are already measured" in out) == (0, True)
+    assert "difference" not in json.loads((report / "results.json").read_text())["cells"][4]
 
     # A classifier of the same data gives features under their own name.
     assert command("sample", "classifier", one, "--epochs", 1)[0] == 0
