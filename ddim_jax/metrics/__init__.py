@@ -17,6 +17,7 @@ from .intervals import (
     mean_interval,
 )
 from .points import Points, Statistics
+from .statistics import load_recipe, load_statistics, save_statistics
 
 
 class Statistic(NamedTuple):
@@ -55,8 +56,11 @@ __all__ = [
     "interval",
     "jackknife",
     "kernel_distance",
+    "load_recipe",
+    "load_statistics",
     "mean_interval",
     "paired_differences",
     "precision",
     "recall",
+    "save_statistics",
 ]

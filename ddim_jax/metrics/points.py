@@ -127,9 +127,9 @@ class Points:
 def as_points(a: Any, b: Any) -> tuple[Points, Points]:
     """Both sets as Points, if they are features of one kind, two or more of each."""
     a, b = (x if isinstance(x, Points) else Points(x) for x in (a, b))
-    if (len(a.shape), len(b.shape), a.shape[1:]) != (2, 2, b.shape[1:]) or min(
-        a.shape[0], b.shape[0]
-    ) < 2:
+    shaped = (len(a.shape), len(b.shape), a.shape[1:]) == (2, 2, b.shape[1:])
+    # The count of a statistics file may be unknown, 0.
+    if not shaped or any("features" in x._kept and x.shape[0] < 2 for x in (a, b)):
         raise ValueError(
             f"features have shapes {a.shape} and {b.shape}; give (M, D) and (N, D), M and N ≥ 2."
         )
