@@ -71,7 +71,7 @@ def _download(remote: Remote, partial: Path) -> None:
         if response.length not in (None, remote.size - start):
             raise ConnectionError(f"it has {start + response.length} bytes, not {remote.size}")
         console = Console(stderr=True)
-        console.print(f"downloading {remote.url}")
+        console.print(f"downloading {remote.url}", soft_wrap=True)
         columns = BarColumn(), DownloadColumn(), TransferSpeedColumn()
         progress = Progress(
             *columns, console=console, transient=True, disable=not console.is_terminal
