@@ -46,7 +46,7 @@ def test_prepares_a_pre_placed_archive_without_tensorflow(prepared):
 
 def test_reads_what_is_prepared_without_the_archive(prepared, monkeypatch):
     config, splits, _ = prepared
-    monkeypatch.setattr(cifar10, "_read_archive", None)
+    monkeypatch.setattr(cifar10, "read_archive", None)
     assert load_dataset(config, SHAPE).size == len(splits["train"][1])
 
 
@@ -99,6 +99,7 @@ def test_offline_and_unprepared_is_one_sentence_soon(tmp_path, monkeypatch):
 def test_a_silent_server_does_not_stall(tmp_path, monkeypatch):
     stop = threading.Event()
     monkeypatch.setattr(cifar10.urllib.request, "urlopen", lambda *_, **__: stop.wait(60))
+    monkeypatch.setattr(cifar10, "_ANSWER", 0.1)
     start = time.monotonic()
     with pytest.raises(ValueError, match="no answer"):
         load_dataset(DataConfig("cifar10", data_dir=str(tmp_path)), SHAPE)
@@ -114,7 +115,9 @@ def test_a_damaged_archive_is_refused_by_its_checksum(tmp_path, kind):
     content[len(content) // 2] ^= 1
     path.write_bytes(content if kind == "flipped bit" else content[: len(content) // 2])
     with pytest.raises(
-        ValueError, match=rf"{path} has the SHA-256 .* should have {sha256}; it is damaged"
+        ValueError,
+        match=rf"{path} has the SHA-256 (\w+) and should have {sha256}: if it is an archive of "
+        r"your own, give --data.archive-sha256 \1; if not, it is damaged: remove it",
     ):
         load_dataset(DataConfig("cifar10", data_dir=str(tmp_path), archive_sha256=sha256), SHAPE)
     assert left_over(tmp_path) == []
