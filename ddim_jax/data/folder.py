@@ -112,7 +112,7 @@ def _splits(root: str, images: _Files) -> tuple[dict[str, _Files], list[str]]:
         splits = {"train": below[train]}
     else:
         train, splits = None, {"train": images}
-        held_out = _siblings(root) if Path(root).name.lower() in _TRAIN else {}
+        held_out = _siblings(root) if Path(os.path.abspath(root)).name.lower() in _TRAIN else {}
     # A split that has the classes of train goes before one that has none, as some tests do.
     known = _classes(splits["train"])
     chosen = max(held_out, default=None, key=lambda name: _known(held_out[name], known))

@@ -109,7 +109,7 @@ def _builder(name: str, data_dir: Path) -> Any:
 
     if not _NAME.fullmatch(name):
         raise ValueError(
-            f"--data.source is tfds:{name}; give tfds:NAME, tfds:NAME/CONFIG or "
+            f"--data.source is {'tfds:' + name!r}; give tfds:NAME, tfds:NAME/CONFIG or "
             "tfds:NAME/CONFIG:1.2.3, with letters, digits and _ in the name."
         )
     try:
