@@ -114,7 +114,9 @@ def class_index(label: str, classes: tuple[str, ...], num_classes: int) -> int:
     if label.isascii() and label.isdecimal() and len(label) < 10 and int(label) < num_classes:
         return int(label)
     names = f", or a name: {some(classes)}" if classes else ""
-    raise ValueError(f"--label is {label[:40]}; it must be an index from 0 to {num_classes - 1}{names}.")
+    raise ValueError(
+        f"--label is {label[:40]}; it must be an index from 0 to {num_classes - 1}{names}."
+    )
 
 
 def save_record(run: Path, dataset: Dataset) -> None:

@@ -47,8 +47,9 @@ def make_validation(
             indices = np.arange(i * size, (i + 1) * size)[rows]
             counts = (indices < count).astype(np.float32)
             x_0 = to_unit_range(held_out.read(indices % count))
-            labelled = config.model.num_classes and held_out.label
-            label = held_out.label(indices % count) if labelled else None
+            label = None
+            if config.model.num_classes and held_out.label:
+                label = held_out.label(indices % count)
             totals.append(total(params, *to_global((x_0, counts, label), split), np.uint32(i)))
         return float(np.sum(jax.device_get(totals), dtype=np.float64) / count)
 
