@@ -108,7 +108,7 @@ def _splits(root: str, images: _Files) -> tuple[dict[str, _Files], list[str]]:
     train = next((name for name in below if name.lower() in _TRAIN), None)
     tests = [name for name in below if name.lower() in _TEST]
     if train and (tests or len(below) == 1):
-        held_out = {name: below[name] for name in sorted(tests, key=_preference)}
+        held_out = {name: below[name] for name in sorted(tests, key=str.lower)}
         splits = {"train": below[train]}
     else:
         train, splits = None, {"train": images}
@@ -127,14 +127,10 @@ def _splits(root: str, images: _Files) -> tuple[dict[str, _Files], list[str]]:
 def _siblings(root: str) -> dict[str, _Files]:
     """The images of the test splits beside a folder that is named train."""
     parent = os.path.dirname(os.path.abspath(root))
-    names = sorted((name for name in os.listdir(parent) if name.lower() in _TEST), key=_preference)
+    names = sorted((name for name in os.listdir(parent) if name.lower() in _TEST), key=str.lower)
     found = {name: os.path.join(parent, name) for name in names}
     scans = {name: _scan(path)[0] for name, path in found.items() if os.path.isdir(path)}
     return {name: images for name, images in scans.items() if images}
-
-
-def _preference(name: str) -> int:
-    return _TEST.index(name.lower())
 
 
 def _classes(files: _Files) -> tuple[str, ...]:
