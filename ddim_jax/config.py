@@ -28,8 +28,8 @@ from .settings import (
     require,
 )
 
-_SOURCE = Range(lambda value: value in ("digits", "emoji", "cifar10") or
-                value.startswith(("tfds:", "folder:")),
+_SOURCE = Range(lambda value: value in ("digits", "emoji", "cifar10") or (
+                value.startswith(("tfds:", "folder:")) and value[-1] != ":" and "\0" not in value),
                 "digits, emoji, cifar10, tfds:NAME or folder:PATH")  # fmt: skip
 
 
@@ -70,8 +70,8 @@ class DataFiles(Free):
 class DataConfig(DataFiles, DataSource):
     """The training images."""
 
-    flip: bool = True
-    """Mirror images with probability ½; ignored for digits and emoji, which include letters."""
+    flip: bool | None = None
+    """Mirror images with probability ½; None: CIFAR-10 only. Never digits and emoji's letters."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class Conduct(Free):
     keep_checkpoints: Annotated[int, at_least(1)] = 3
     """How many of the newest checkpoints stay, besides the one with the lowest validation loss."""
     validate_images: Annotated[int, at_least(0)] = 1024
-    """Images of the test split (folder: train) for the validation loss of checkpoints; 0: none."""
+    """Images of the test split (if none: train) for the validation loss of checkpoints; 0: none."""
 
 
 @dataclass(frozen=True)

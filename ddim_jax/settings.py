@@ -92,6 +92,8 @@ def _value(hint: Any, value: Any, name: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, f"{name}.")
     origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if type(None) in options:
+        return None if value is None else _value(options[0], value, name)
     if origin is tuple:
         if isinstance(value, list):
             return tuple(_value(options[0], item, name) for item in value)

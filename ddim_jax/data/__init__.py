@@ -1,6 +1,7 @@
 """Data sets by name, and the stream of training batches."""
 
-from .datasets import Dataset, load_dataset
+from .dataset import Dataset, MissingSplit
+from .datasets import load_dataset
 from .pipeline import Batch, batches
 
-__all__ = ["Batch", "Dataset", "batches", "load_dataset"]
+__all__ = ["Batch", "Dataset", "MissingSplit", "batches", "load_dataset"]

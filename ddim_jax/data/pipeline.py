@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 
 from ..diffusion.keys import Purpose
 from ..images import to_unit_range
-from .datasets import Dataset
+from .dataset import Dataset
 
 
 class Batch(NamedTuple):

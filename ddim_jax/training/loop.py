@@ -27,7 +27,7 @@ from rich.console import Console
 
 from ..config import Config, save_config
 from ..data import Dataset, batches, load_dataset
-from ..data.cifar10 import is_prepared
+from ..data.dataset import about, check_record, mirrors, save_record
 from ..devices import batch_sharding, describe, make_mesh, process_rows, state_shardings, to_global
 from ..diffusion.objective import loss_weights
 from ..files import to_json
@@ -46,7 +46,7 @@ from .journal import Metrics, journal, keep_metrics
 from .preview import Draw, finish, make_draw, save_preview
 from .state import TrainState, initial_state, make_optimizer
 from .step import Step, make_train_step
-from .validation import make_validation
+from .validation import held_out_data, make_validation
 
 Validate = Callable[[Any], float]
 
@@ -60,10 +60,9 @@ def train(config: Config, console: Console) -> None:
     config.check()
     console = console if jax.process_index() == 0 else Console(quiet=True)
     out, settings = Path(config.out), config.train
-    mesh = make_mesh(settings.batch_size // settings.accumulate, config.mesh.data, config.mesh.fsdp)
+    mesh = _mesh(config)
     saved = _resumable_step(config, out)
-    dataset = load_dataset(config.data, config.model.image_shape())
-    _check_classes(config, dataset)
+    dataset, held_out = _open_data(config, saved)
     apply, alpha_bar = unet_apply(config.model), config.diffusion.alpha_bar()
     weights = loss_weights(
         alpha_bar, config.diffusion.prediction, settings.loss_weight,
@@ -72,16 +71,18 @@ def train(config: Config, console: Console) -> None:
     state, shardings = prepare_state(config, mesh, out, saved)
     if saved is not None:
         console.print(f"{out} resumes from step {saved}")
-    _open_directory(config, out, saved or 0)
-    flip = config.data.flip and dataset.flippable
+    _open_directory(config, dataset, saved or 0)
+    flip = mirrors(config.data.flip, dataset)
     step, draw = prepare_step(config, weights, shardings, flip=flip), make_draw(config)
     validate = None
     if settings.validate_images:
-        validate = make_validation(config, apply, alpha_bar, weights, dataset, mesh)
+        validate = make_validation(config, apply, alpha_bar, weights, held_out, mesh)
     console.print(
         f"{dataset.name}: {dataset.size:,} images {dataset.shape}; "
         f"{count_parameters(state.params):,} parameters; {mesh.size} of {describe()}; "
-        f"{settings.steps:,} steps of {settings.batch_size}"
+        f"{settings.steps:,} steps of {settings.batch_size}",
+        *about(dataset, flip),
+        sep="\n",
     )
     with stop_signals() as stop, jax.default_matmul_precision(settings.matmul_precision):
         stream = device_batches(config, dataset, mesh, saved or 0)
@@ -148,22 +149,36 @@ def device_batches(
         ahead.extend(islice(stream, 1))
 
 
-def _check_classes(config: Config, dataset: Dataset) -> None:
+def _mesh(config: Config) -> Mesh:
+    part = config.train.batch_size // config.train.accumulate
+    return make_mesh(part, config.mesh.data, config.mesh.fsdp)
+
+
+def _open_data(config: Config, saved: int | None, prepare: bool = True) -> tuple[Dataset, Dataset]:
+    """The training images, checked against the run, and the images for the validation loss."""
+    dataset = load_dataset(config.data, config.model.image_shape(), prepare=prepare)
     asked, there = config.model.num_classes, len(dataset.classes)
     if asked and asked != there:
         raise ValueError(
             f"--model.num-classes is {asked}, and {dataset.name} has {there or 'no'} classes; "
             f"use {f'{there}, or ' if there else ''}0 for an unconditional model."
         )
+    if saved:
+        check_record(Path(config.out), dataset)
+    if not config.train.validate_images:
+        return dataset, dataset
+    return dataset, held_out_data(config, dataset, prepare=prepare)
 
 
-def _open_directory(config: Config, out: Path, start: int) -> None:
+def _open_directory(config: Config, dataset: Dataset, start: int) -> None:
     """Make the run directory, write the configuration, and drop what will be logged again."""
+    out = Path(config.out)
     if jax.process_index():
         return
     try:
         out.mkdir(parents=True, exist_ok=True)
         save_config(config, out / "config.json")
+        save_record(out, dataset)
         keep_metrics(out / "metrics.jsonl", start)
     except OSError as error:
         problem = f"{error.filename} cannot be written ({error.strerror})"
@@ -241,18 +256,18 @@ def _check_losses(window: list[Metrics], done: int, config: Config, manager: Any
 
 
 def describe_run(config: Config, console: Console) -> None:
-    """Print a configuration, the number of its parameters and the shape of its data."""
+    """Print what `train` would train on what data, and refuse what it refuses."""
     config.check()
+    _mesh(config)
+    dataset, _ = _open_data(config, _resumable_step(config, Path(config.out)), prepare=False)
     console.print_json(to_json(dataclasses.asdict(config)))
     console.print(f"parameters: {count_parameters(unet_shapes(config.model)):,}")
-    shape, size = config.model.image_shape(), ""
-    if config.data.source == "cifar10" and not is_prepared(config.data.directory()):
-        name = f"cifar10, not yet prepared in {config.data.directory()}"
-    else:
-        dataset = load_dataset(config.data, shape)
-        name, size = dataset.name, f"{dataset.size:,} "
-    batch = (config.train.batch_size, *shape)
-    console.print(f"data: {name}, {size}images of shape {shape}; batches {batch} in [-1, 1]")
+    size, batch = f"{dataset.size:,}", (config.train.batch_size, *dataset.shape)
+    console.print(
+        f"data: {dataset.name}, {size} images of shape {dataset.shape}; batches {batch} in [-1, 1]",
+        *about(dataset, mirrors(config.data.flip, dataset)),
+        sep="\n",
+    )
 
 
 def count_parameters(params: Any) -> int:

@@ -1,10 +1,14 @@
 """CIFAR-10 from a synthetic archive, prepared without TensorFlow, and all that can go wrong."""
 
 import http.server
+import os
+import shutil
+import socket
 import sys
 import tarfile
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,7 +50,7 @@ def test_prepares_a_pre_placed_archive_without_tensorflow(prepared):
 
 def test_reads_what_is_prepared_without_the_archive(prepared, monkeypatch):
     config, splits, _ = prepared
-    monkeypatch.setattr(cifar10, "_read_archive", None)
+    monkeypatch.setattr(cifar10, "read_archive", None)
     assert load_dataset(config, SHAPE).size == len(splits["train"][1])
 
 
@@ -60,19 +64,6 @@ def test_the_stock_builder_reads_it_with_labels(prepared):
     assert pairs == {
         image.tobytes(): int(label) for image, label in zip(images, labels, strict=True)
     }
-
-
-def test_any_prepared_data_set_by_name_resized(prepared):
-    config, splits, _ = prepared
-    named = DataConfig("tfds:cifar10", data_dir=config.data_dir)
-    assert rows(load_dataset(named, SHAPE).read(np.arange(60))) == rows(splits["train"][1])
-    labels = {image.tobytes(): label for label, image in zip(*splits["train"], strict=True)}
-    dataset = load_dataset(named, SHAPE)
-    images, found = dataset.read(np.arange(60)), dataset.label(np.arange(60))
-    assert [labels[image.tobytes()] for image in images] == found.tolist()
-    small = load_dataset(named, (16, 16, 1))
-    assert small.read(np.array([5, 0, 5])).shape == (3, 16, 16, 1)
-    np.testing.assert_array_equal(small.read(np.array([5, 0, 5]))[[0]], small.read(np.array([5])))
 
 
 def left_over(directory):
@@ -99,6 +90,7 @@ def test_offline_and_unprepared_is_one_sentence_soon(tmp_path, monkeypatch):
 def test_a_silent_server_does_not_stall(tmp_path, monkeypatch):
     stop = threading.Event()
     monkeypatch.setattr(cifar10.urllib.request, "urlopen", lambda *_, **__: stop.wait(60))
+    monkeypatch.setattr(cifar10, "_ANSWER", 0.1)
     start = time.monotonic()
     with pytest.raises(ValueError, match="no answer"):
         load_dataset(DataConfig("cifar10", data_dir=str(tmp_path)), SHAPE)
@@ -114,7 +106,9 @@ def test_a_damaged_archive_is_refused_by_its_checksum(tmp_path, kind):
     content[len(content) // 2] ^= 1
     path.write_bytes(content if kind == "flipped bit" else content[: len(content) // 2])
     with pytest.raises(
-        ValueError, match=rf"{path} has the SHA-256 .* should have {sha256}; it is damaged"
+        ValueError,
+        match=rf"{path} has the SHA-256 (\w+) and should have {sha256}: if it is an archive of "
+        r"your own, give --data.archive-sha256 \1; if not, it is damaged: remove it",
     ):
         load_dataset(DataConfig("cifar10", data_dir=str(tmp_path), archive_sha256=sha256), SHAPE)
     assert left_over(tmp_path) == []
@@ -156,6 +150,74 @@ def test_a_preparation_that_fails_leaves_nothing(tmp_path, monkeypatch):
     assert load_dataset(config, SHAPE).size == 60
 
 
+def test_it_says_nothing_and_leaves_only_the_data(tmp_path, capfd):
+    """No "Downloading", no temporary folders; what a killed process left a day ago goes, too."""
+    sha256, _ = write_archive(tmp_path / "cifar-10-binary.tar.gz", records=1)
+    old, others = tmp_path / ".cifar10-old", tmp_path / ".cifar10-at-work"
+    (old / "cifar10").mkdir(parents=True)
+    others.mkdir()
+    partial = tmp_path / ".partial-7-cifar-10-binary.tar.gz"
+    partial.write_bytes(b"half")
+    for path in (old, partial):
+        os.utime(path, (0, 0))
+    load_dataset(DataConfig("cifar10", str(tmp_path), archive_sha256=sha256), SHAPE)
+    assert capfd.readouterr() == ("", "")
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"cifar10", "cifar-10-binary.tar.gz", others.name}
+    assert [path.name for path in (tmp_path / "cifar10").iterdir()] == ["3.0.2"]
+
+
+def test_what_an_interrupted_preparation_left_is_not_taken_for_the_data(tmp_path):
+    """Of the stock builder: its folder has a description, but is not yet renamed."""
+    sha256, splits = write_archive(tmp_path / "cifar-10-binary.tar.gz", records=1)
+    unfinished = tmp_path / "cifar10" / "incomplete.ABCDEF_3.0.2"
+    unfinished.mkdir(parents=True)
+    (unfinished / "dataset_info.json").write_text("{}")
+    train = load_dataset(DataConfig("cifar10", str(tmp_path), archive_sha256=sha256), SHAPE)
+    assert rows(train.read(np.arange(5))) == rows(splits["train"][1])
+    assert unfinished.is_dir()  # it may be another's, who is at work
+
+
+def test_of_two_at_once_the_slower_takes_what_the_faster_made(tmp_path, monkeypatch):
+    sha256, splits = write_archive(tmp_path / "cifar-10-binary.tar.gz", records=1)
+    rename = Path.rename
+
+    def late(path, target):
+        if target == tmp_path / "cifar10" / "3.0.2":
+            shutil.copytree(path, target)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    train = load_dataset(DataConfig("cifar10", str(tmp_path), archive_sha256=sha256), SHAPE)
+    assert rows(train.read(np.arange(5))) == rows(splits["train"][1])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cifar-10-binary.tar.gz", "cifar10"]
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    sha256, _ = write_archive(tmp_path / "own.tar.gz", records=1)
+    (tmp_path / "file").write_text("")
+    config = DataConfig("cifar10", str(tmp_path / "file"), str(tmp_path / "own.tar.gz"), sha256)
+    with pytest.raises(ValueError, match=r"cannot be prepared in .*choose another --data.data-dir"):
+        load_dataset(config, SHAPE)
+
+
+def test_a_dry_run_checks_the_archive_and_prepares_nothing(tmp_path):
+    def check(**changes):
+        config = DataConfig(**{"source": "cifar10", "data_dir": str(tmp_path)} | changes)
+        return load_dataset(config, SHAPE, prepare=False)
+
+    assert (check().size, len(check().classes)) == (50_000, 10)
+    sha256, splits = write_archive(tmp_path / "cifar-10-binary.tar.gz")
+    dataset = check(archive_sha256=sha256)
+    np.testing.assert_array_equal(dataset.read(np.arange(60)), splits["train"][1])
+    assert "not yet prepared" in dataset.name
+    with pytest.raises(ValueError, match=r"give --data.archive-sha256"):
+        check()
+    with pytest.raises(ValueError, match=r"--data.archive .*missing does not exist"):
+        check(archive=str(tmp_path / "missing"))
+    assert left_over(tmp_path) == []
+
+
 @pytest.fixture
 def server(tmp_path):
     """An HTTP server on loopback that serves tmp_path/served."""
@@ -186,6 +248,30 @@ def test_downloads_verifies_and_prepares(server, tmp_path, monkeypatch):
     train = load_dataset(DataConfig("cifar10", str(data), archive_sha256=sha256), SHAPE)
     assert rows(train.read(np.arange(60))) == rows(splits["train"][1])
     assert (data / "cifar-10-binary.tar.gz").is_file()
+
+
+@pytest.mark.parametrize("kind", ["closed early", "silent"])
+def test_a_connection_that_breaks(kind, tmp_path, monkeypatch):
+    """The server promises 100 bytes, sends 10, and hangs up or falls silent."""
+    done = threading.Event()
+
+    def serve():
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(10_000)
+            connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 100\r\n\r\n0123456789")
+            if kind == "silent":
+                done.wait(60)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        monkeypatch.setattr(cifar10, "URL", f"http://127.0.0.1:{listener.getsockname()[1]}/a")
+        monkeypatch.setattr(cifar10, "_SILENCE", 0.2)
+        problem = {"closed early": "90 bytes are missing", "silent": "timed out"}[kind]
+        with pytest.raises(ValueError, match=rf"was interrupted \({problem}\); run the command"):
+            load_dataset(DataConfig("cifar10", data_dir=str(tmp_path)), SHAPE)
+        done.set()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_page_is_one_sentence(server, tmp_path, monkeypatch):

@@ -3,7 +3,8 @@ import pytest
 from PIL import Image
 
 from ddim_jax.config import DataConfig
-from ddim_jax.data import load_dataset
+from ddim_jax.data import Dataset, load_dataset
+from ddim_jax.data.dataset import about, class_index, in_memory, mirrors
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,7 @@ def test_a_folder_is_resized_and_cropped(folder):
     dataset = load_dataset(DataConfig(f"folder:{folder}"), (8, 8, 3))
     images = dataset.read(np.arange(dataset.size))
     assert dataset.size == 3
-    assert dataset.flippable
+    assert dataset.flippable is None
     np.testing.assert_array_equal(images[0], np.full((8, 8, 3), 255))
     np.testing.assert_array_equal(images[1], np.broadcast_to([255, 0, 0], (8, 8, 3)))
     np.testing.assert_allclose(images[2], 128, atol=2)
@@ -87,12 +88,51 @@ def test_a_broken_image_is_named(folder):
         load_dataset(DataConfig(f"folder:{folder}"), (8, 8, 3))
 
 
+def test_digits_and_letters_are_never_mirrored_and_others_as_asked():
+    """Asked: None, True, False. Known: CIFAR-10 yes, digits no, a folder unknown."""
+    made = Dataset("x", 1, (1, 1, 1), None, lambda indices: np.zeros((1, 1, 1, 1), np.uint8))
+    for known, expected in (
+        (True, [True, True, False]),
+        (False, [False, False, False]),
+        (None, [False, True, False]),
+    ):
+        dataset = made._replace(flippable=known)
+        assert [mirrors(asked, dataset) for asked in (None, True, False)] == expected
+        for mirrored in set(expected):
+            (line,) = about(dataset, mirrored)
+            assert line.startswith("images are mirrored") == mirrored
+
+
+def test_a_fingerprint_changes_with_images_labels_and_classes():
+    images, labels = np.zeros((2, 1, 1, 1), np.uint8), [0, 1]
+    changes = {
+        "as it was": (images.copy(), labels, ("a", "b")),
+        "images": (images + np.uint8(1), labels, ("a", "b")),
+        "labels": (images, [1, 0], ("a", "b")),
+        "classes": (images, labels, ("b", "a")),
+    }
+    prints = {
+        name: in_memory("x", one, (1, 1, 1), None, two, three).fingerprint
+        for name, (one, two, three) in changes.items()
+    }
+    assert len(set(prints.values())) == 4
+    assert (
+        in_memory("y", images, (1, 1, 1), None, labels, ("a", "b")).fingerprint
+        == prints["as it was"]
+    )
+
+
+@pytest.mark.parametrize("label", ["4", "-1", "1.0", "²", "cow", "9" * 5000])
+def test_a_label_that_is_no_class(label):
+    with pytest.raises(ValueError, match=r"^--label is .*0 to 3, or a name: a, b, c, d\.$"):
+        class_index(label, ("a", "b", "c", "d"), 4)
+
+
 @pytest.mark.parametrize(
     ("source", "split", "message"),
     [
         ("folder:{tmp}/nowhere", "train", "nowhere is not a directory"),
         ("folder:{tmp}", "train", "holds no images"),
-        ("folder:{tmp}", "test", "no test split"),
         ("tfds:no_such_data_set", "train", "knows no data set 'no_such_data_set'"),
         ("tfds:mnist", "train", "'mnist' is not prepared in {tmp}: .*tfds build mnist"),
     ],

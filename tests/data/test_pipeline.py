@@ -1,6 +1,7 @@
 import itertools
 
 import numpy as np
+import pytest
 
 from ddim_jax.data import Dataset, batches
 
@@ -45,6 +46,13 @@ def test_each_process_reads_its_rows_of_the_same_batch():
     whole = stream(5, seed=1)
     parts = [stream(5, seed=1, rows=slice(2 * k, 2 * k + 2)) for k in range(2)]
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_handful_of_images_fills_a_batch(size):
+    batch = next(batches(numbered(size), 12, seed=0)).x_0
+    levels = ((batch + 1) * 127.5).round().astype(int).ravel()
+    assert np.bincount(levels).tolist() == [12 // size] * size
 
 
 def test_labels_travel_with_their_images():
