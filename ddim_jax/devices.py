@@ -101,6 +101,12 @@ def make_mesh(batch_size: int, data: int = 0, fsdp: int = 1) -> Mesh:
     return Mesh(grid, _AXES, axis_types=(AxisType.Auto,) * 2)
 
 
+def local_mesh() -> Mesh:
+    """Only the devices of this process, for work that the processes share in another way."""
+    devices = np.array(jax.local_devices()).reshape(-1, 1)
+    return Mesh(devices, _AXES, axis_types=(AxisType.Auto,) * 2)
+
+
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
     """The axis of the images, split over all devices."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, _AXES))

@@ -3,7 +3,7 @@
 from importlib import import_module
 
 COMMANDS = (
-    "generate", "ablate", "classifier", "reconstruct", "interpolate", "trajectory",
+    "generate", "ablate", "evaluate", "classifier", "reconstruct", "interpolate", "trajectory",
 )  # fmt: skip
 
 

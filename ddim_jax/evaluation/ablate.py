@@ -17,8 +17,9 @@ from ..devices import describe, full_batch
 from ..images import save_rows
 from ..metrics import STATISTICS
 from ..settings import Range
+from . import paper
 from .cells import Drawing, Drawn, draw_cells
-from .features import EXTRACTORS
+from .features import FeatureFlags, Features, load_features
 from .flags import DrawFlags
 from .grid import Cell, cells
 from .measure import change, differences, exact_labels, measure_cells, open_reference
@@ -33,30 +34,30 @@ _TABLE_1 = ("eta=0", "eta=0.2", "eta=0.5", "eta=1", "hat")
 
 
 @dataclass(frozen=True)
-class Config(DrawFlags):
+class Config(FeatureFlags, DrawFlags):
     """Compare σ schedules on one model: a table with intervals, figures, and a page of images."""
 
+    preset: Literal["none", "table1"] = "none"
+    """table1: the paper's Table 1, FID of 50,000 images at S = 10 20 50 100 1000."""
     sigma: tuple[str, ...] = _TABLE_1
     """One or more σ, each as in generate; the default is the paper's Table 1."""
     timesteps: tuple[str, ...] = ("quadratic",)
     """One or more τ, each as in generate."""
     steps: tuple[int, ...] = ()
     """One or more S; empty: 10 20 50 100 1000, or on a CPU 5 10 20 50."""
-    name: str = "default"
-    """The report's directory, in RUN/ablations (for an oracle: runs/oracle-NAME/ablations)."""
+    name: str = ""
+    """The report's directory in RUN/ablations; by default `default`, or the preset's name."""
     num_images: Annotated[
         int, Range(lambda value: value == 0 or value >= 8, "0 (the default), or 8 or more")
     ] = 0
     """n, images per cell; 0: 10,000, or on a CPU 512."""
-    features: Literal[*EXTRACTORS] = "pixels"  # type: ignore[valid-type]
-    """Features for the distances: raw pixels, or a classifier (`sample.py classifier RUN`)."""
     baseline: str = ""
     """The cell to compare with, such as "eta=0 quadratic S=50"; empty: first σ, largest S."""
 
     def check(self) -> None:
         """Raise a ValueError if a field is out of range, or does not fit another field."""
         super().check()
-        if not self.name or "/" in self.name or self.name in (".", "..", "cells", "reference"):
+        if "/" in self.name or self.name in (".", "..", "cells", "reference"):
             raise ValueError(
                 f"--name is {self.name!r}; give a directory name other than 'cells' and "
                 "'reference', without a slash."
@@ -66,10 +67,12 @@ class Config(DrawFlags):
 
     def resolved(self) -> "Config":
         """The configuration with the defaults of this machine filled in."""
-        cpu = jax.default_backend() == "cpu"
-        steps = self.steps or ((5, 10, 20, 50) if cpu else (10, 20, 50, 100, 1000))
-        count = self.num_images or (512 if cpu else 10_000)
-        return replace(self, steps=steps, num_images=count)
+        cpu, table1 = jax.default_backend() == "cpu", self.preset == "table1"
+        steps = self.steps or ((5, 10, 20, 50) if cpu and not table1 else paper.STEPS)
+        count = self.num_images or (50_000 if table1 else 512 if cpu else 10_000)
+        name = self.name or ("table1" if table1 else "default")
+        features = "inception" if table1 and self.features == "pixels" else self.features
+        return replace(self, steps=steps, num_images=count, name=name, features=features)
 
 
 def run(config: Config, console: Console) -> None:
@@ -78,7 +81,7 @@ def run(config: Config, console: Console) -> None:
     config, source = config.resolved(), config.open()
     grid = cells(source.alpha_bar, config.sigma, config.timesteps, config.steps)
     baseline = _baseline(config.baseline, grid)
-    features = EXTRACTORS[config.features](source)
+    features = load_features(config, source.directory, source.image_shape[-1], console)
     drawing = Drawing(source, config.seed, config.num_images, full_batch(config.batch_size))
     clips = [config.clip_index(cell, source) for cell in grid]
     drawn, compilations = draw_cells(drawing, grid, clips, console)
@@ -92,7 +95,7 @@ def run(config: Config, console: Console) -> None:
         source = source._replace(moments=None)
     entries = _entries(source, grid, drawn, spreads, baseline)
     counts = {name: reference.of(name).shape[0] for name in STATISTICS}
-    labels = _labels(config, source, baseline, counts)
+    labels = _labels(config, source, features, baseline, counts)
     results = _results(config, entries, labels, baseline, compilations)
     directory = source.directory / "ablations" / config.name
     from .report import write_report  # imports matplotlib for half a second
@@ -128,14 +131,18 @@ def _entries(
 
 
 def _labels(
-    config: Config, source: Source, baseline: str, reference_counts: dict[str, int]
+    config: Config,
+    source: Source,
+    features: Features,
+    baseline: str,
+    reference_counts: dict[str, int],
 ) -> dict[str, str]:
     """The name of each metric, with everything that it depends on."""
-    of = f"{config.features}, n={config.num_images:,}"
+    of = f"{features.name}, n={config.num_images:,}"
     change = f"RMS difference from the same image of {baseline}, pixels in [-1, 1]"
     distances = {
-        name: f"{statistic.label}, {of} against {reference_counts[name]:,}"
-        for name, statistic in STATISTICS.items()
+        name: f"{features.label(name)}, {of} against {count:,}"
+        for name, count in reference_counts.items()
     }
     return exact_labels(source) | distances | {"change": f"{change}, n={config.num_images:,}"}
 

@@ -38,7 +38,7 @@ def run(config: Config, console: Console) -> None:
     parts = np.array_split(held_out, 8)
     scores = np.concatenate([apply_classifier(params, data.images[part])[1] for part in parts])
     accuracy = float(np.mean(scores.argmax(1) == data.labels[held_out]))
-    path = classifier_path(source)
+    path = classifier_path(source.directory)
     with whole(path) as partial:
         np.savez(partial, *jax.tree.leaves(params))
     console.print(

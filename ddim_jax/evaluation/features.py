@@ -1,35 +1,72 @@
-"""Feature extractors, from images to (N, D): raw pixels, or a layer of a small classifier.
+"""Features of images, (N, D): raw pixels, a layer of a small classifier, or Inception's.
 
     image ─ conv 3×3 ─ conv 3×3 /2 ─ conv 3×3 /2 ─ mean over positions ─ dense = features ─ classes
 
-Neither is Inception, so a distance on them is not FID; it is labelled with its features.
+Only distances on Inception's features are called FID and KID. Others bear their features' name.
 """
 
 import contextlib
+import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich.console import Console
 
+from ..devices import local_mesh
 from ..files import digest, whole
-from ..images import to_unit_range
-from .source import Source
+from ..images import to_uint8, to_unit_range
+from ..metrics import STATISTICS
+from ..model.inception import FAMILIES, inception_features
+from ..model.inception_file import WEIGHTS, find_inception, load_inception
+from ..sampler import batch_program, in_batches
+from .progress import progress
 
 _WIDTH = 64
 
 
+@dataclass(frozen=True)
+class FeatureFlags:
+    """What images are compared by."""
+
+    features: Literal["pixels", "classifier", "inception"] = "pixels"
+    """Raw pixels, a classifier (`sample.py classifier RUN`), or Inception, for FID and KID."""
+    family: Literal[*FAMILIES] = "tf1"  # type: ignore[valid-type]
+    """Inception's resize and scaling: as TensorFlow, edm and ADM do it, or as pytorch-fid does."""
+    inception: Path | None = None
+    """Inception's weights; by default $DDIM_JAX_INCEPTION, or the user's cache (96 MB, fetched)."""
+    inception_sha256: str = ""
+    """SHA-256 of --inception, if it is not the published file's; results are then not FID."""
+
+
 class Features(NamedTuple):
-    """A way from images (N, H, W, C) to float (N, D), its name, and a hash of all that it is."""
+    """A way from images (N, H, W, C) to float (N, D), and what it is called."""
 
     name: str
     extract: Callable[[np.ndarray], np.ndarray]
-    identity: str
-    cached: bool  # whether extraction costs more than reading a file
+    recipe: dict[str, str]  # all that a feature depends on
+    labels: Mapping[str, str] = MappingProxyType({})  # what the field calls a statistic of them
+
+    @property
+    def identity(self) -> str:
+        """A hash of the recipe."""
+        return digest(self.recipe)
+
+    @property
+    def kept(self) -> bool:
+        """Whether extraction costs more than reading a file."""
+        return self.name != "pixels"
+
+    def label(self, statistic: str) -> str:
+        """What a statistic of these features is called."""
+        return self.labels.get(statistic, STATISTICS[statistic].label)
 
 
 def pixels(images: np.ndarray) -> np.ndarray:
@@ -37,9 +74,9 @@ def pixels(images: np.ndarray) -> np.ndarray:
     return _in_range(images).reshape(len(images), -1).astype(np.float64)
 
 
-def classifier_path(source: Source) -> Path:
-    """The path of a model's classifier."""
-    return source.directory / "ablations" / "classifier.npz"
+def classifier_path(directory: Path) -> Path:
+    """The path of the classifier of a source's data."""
+    return directory / "ablations" / "classifier.npz"
 
 
 def kept_features(
@@ -49,7 +86,7 @@ def kept_features(
 
     `content` is a hash of the images.
     """
-    if not features.cached:
+    if not features.kept:
         return features.extract(images())
     file = directory / f"features-{digest(content, features.identity)[:32]}.npy"
     with contextlib.suppress(OSError, EOFError, ValueError):  # missing, or damaged
@@ -60,9 +97,50 @@ def kept_features(
     return made
 
 
-def _classifier_features(source: Source) -> Features:
+def load_features(
+    flags: FeatureFlags, directory: Path, channels: int, console: Console
+) -> Features:
+    """The features that the flags ask for; a classifier's are in the directory of a source."""
+    if flags.features == "inception":
+        return _inception(flags, console)
+    if flags.features == "classifier":
+        return _classifier(directory, channels)
+    return Features("pixels", pixels, {"features": "pixels in [-1, 1]"})
+
+
+def _inception(flags: FeatureFlags, console: Console) -> Features:
+    """The layer of 2048 features, batches split over this process's devices."""
+    path = find_inception(flags.inception)
+    sha256 = flags.inception_sha256 or WEIGHTS.sha256
+    params, mesh = load_inception(path, sha256), local_mesh()
+    size = mesh.size * (16 if jax.default_backend() == "cpu" else 128)
+    program = batch_program(partial(inception_features, family=flags.family), mesh)
+
+    def extract(images: np.ndarray) -> np.ndarray:
+        images = images if images.dtype == np.uint8 else to_uint8(images)
+
+        def part(indices: np.ndarray) -> np.ndarray:
+            return np.asarray(program(params, images[indices % len(images)]))
+
+        parts, start = [], time.monotonic()
+        with progress(console, len(images), "images") as show:
+            for features in in_batches(part, len(images), size):
+                parts.append(features)
+                done = sum(len(done) for done in parts)
+                rate = done / (time.monotonic() - start)
+                show(f"Inception, {rate:,.0f} images/s", len(features))
+        return np.concatenate(parts)
+
+    published = sha256 == WEIGHTS.sha256
+    name = f"Inception {flags.family}" + ("" if published else f" with weights {sha256[:8]}")
+    labels = {"frechet": "FID", "kernel": "KID"} if published else {}
+    recipe = {"features": "Inception", "family": flags.family, "weights": sha256}
+    return Features(name, extract, recipe, labels)
+
+
+def _classifier(directory: Path, channels: int) -> Features:
     """The hidden layer of the classifier that `sample.py classifier` trained."""
-    path = classifier_path(source)
+    path = classifier_path(directory)
     try:
         with np.load(path) as file:
             leaves = [file[name] for name in file.files]
@@ -71,7 +149,7 @@ def _classifier_features(source: Source) -> Features:
             f"{path} cannot be read ({error}); `python sample.py classifier` makes it."
         ) from error
     classes = leaves[-1].shape[-1] if leaves and leaves[-1].ndim else 0
-    template = initial_classifier(jax.random.key(0), source.image_shape[-1], classes)
+    template = initial_classifier(jax.random.key(0), channels, classes)
     if [leaf.shape for leaf in leaves] != [leaf.shape for leaf in jax.tree.leaves(template)]:
         raise ValueError(
             f"{path} is a classifier of other images; train it again with `sample.py classifier`."
@@ -83,13 +161,7 @@ def _classifier_features(source: Source) -> Features:
         layers = [apply_classifier(params, _in_range(part))[0] for part in parts]
         return np.concatenate([np.asarray(layer, np.float64) for layer in layers])
 
-    return Features("classifier", extract, digest(*leaves), cached=True)
-
-
-EXTRACTORS: dict[str, Callable[[Source], Features]] = {
-    "pixels": lambda source: Features("pixels", pixels, "pixels", cached=False),
-    "classifier": _classifier_features,
-}
+    return Features("classifier", extract, {"features": "classifier", "weights": digest(*leaves)})
 
 
 def _in_range(images: np.ndarray) -> np.ndarray:

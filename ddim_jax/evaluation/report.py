@@ -19,22 +19,10 @@ from PIL import Image
 
 from ..files import to_json, write
 from .figures import Grid, draw_figures, grid_of
+from .paper import paper_table
 from .tables import estimate, markdown
 
 Results = dict[str, Any]
-# DDIM paper, arXiv:2010.02502, Table 1, the CIFAR-10 half.
-_PAPER_STEPS = (10, 20, 50, 100, 1000)
-_PAPER_FID = {
-    "eta=0": (13.36, 6.84, 4.67, 4.16, 4.04),
-    "eta=0.2": (14.04, 7.11, 4.77, 4.25, 4.09),
-    "eta=0.5": (16.66, 8.35, 5.25, 4.46, 4.29),
-    "eta=1": (41.07, 18.36, 8.01, 5.78, 4.73),
-    "sigma-hat": (367.43, 133.37, 32.72, 9.99, 3.17),
-}
-_PAPER_TITLE = (
-    "The paper's Table 1: FID of CIFAR-10, 50k samples, quadratic τ "
-    "(another network, data and metric: not comparable)"
-)
 
 
 def write_report(results: Results, sprites: dict[str, np.ndarray], directory: Path) -> None:
@@ -103,20 +91,10 @@ def _markdown(results: Results, grid: Grid) -> str:
                 rows.append([sigma, *(estimate(cell and cell["metrics"][key]) for cell in cells)])
             better = f"({_better(results, key)} is better)"
             parts += [f"## {label}, {timesteps} τ {better}", markdown(rows)]
-    if paper := _paper_table(grid):
-        parts += [f"## {_PAPER_TITLE}", markdown(paper)]
+    title, paper = paper_table(results, grid)
+    if paper:
+        parts += [f"## {title}", markdown(paper)]
     return "\n\n".join(parts) + "\n"
-
-
-def _paper_table(grid: Grid) -> list[list[str]]:
-    """The paper's values for the rows and columns of the grid; empty if it has none."""
-    steps = [count for count in grid.steps if count in _PAPER_STEPS]
-    rows = [
-        [sigma, *(f"{_PAPER_FID[sigma][_PAPER_STEPS.index(count)]:.2f}" for count in steps)]
-        for sigma in grid.sigmas
-        if sigma in _PAPER_FID
-    ]
-    return [["", *(f"S={count}" for count in steps)], *rows] if steps and rows else []
 
 
 def _summary(results: Results) -> str:
@@ -192,7 +170,7 @@ def _view(results: Results, grid: Grid, sprites: dict[str, np.ndarray]) -> dict[
         "metrics": labels,
         "cells": cells,
         "shape": next(iter(sprites.values())).shape[:3],
-        "paper": {"title": _PAPER_TITLE, "rows": _paper_table(grid)},
+        "paper": dict(zip(("title", "rows"), paper_table(results, grid), strict=True)),
         **{
             part: {key: str(value) for key, value in results[part].items()}
             for part in ("settings", "versions")

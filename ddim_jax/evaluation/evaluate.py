@@ -1,0 +1,133 @@
+"""`sample.py evaluate`: FID, KID, precision, recall, density, coverage of any two sets of images.
+
+DIR/features-HASH.npy in the user's cache    features of a set; a run's are beside its images
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import numpy as np
+import tyro
+from rich.console import Console
+
+from ..devices import describe, full_batch
+from ..files import digest, make_directory
+from ..metrics import STATISTICS, Points, Statistics, interval, save_statistics
+from ..settings import Range
+from .cells import Drawing, draw_cells
+from .features import FeatureFlags, Features, kept_features, load_features
+from .flags import SamplerFlags
+from .image_sets import ImageSet, open_images
+from .tables import console_table, estimate
+
+
+@dataclass(frozen=True)
+class Config(FeatureFlags, SamplerFlags):
+    """Compare images with a reference: distances with intervals, and everything they depend on."""
+
+    run: tyro.conf.Positional[Path | None] = None
+    """Images: a run, which draws them; FILE.npz; a folder; or a data set such as cifar10@test."""
+    against: str = ""
+    """The reference, likewise, or an .npz file of statistics (mu and sigma)."""
+    num_images: Annotated[
+        int, Range(lambda value: value == 0 or value >= 4, "0 (the default), or 4 or more")
+    ] = 0
+    """n, images to evaluate; 0: all of a set, of a run 10,000, or 512 on a CPU."""
+    save_statistics: Path | None = None
+    """Write mean and covariance of the images' features, with what they are of, to FILE.npz."""
+
+    def check(self) -> None:
+        """Raise a ValueError if a field is out of range, or does not fit another field."""
+        super().check()
+        if not (self.against or self.save_statistics):
+            raise ValueError("--against is empty; give a reference, or --save-statistics FILE.npz.")
+        if self.save_statistics:
+            if self.save_statistics.suffix != ".npz":
+                raise ValueError(
+                    f"--save-statistics is {self.save_statistics}; its name must end in .npz."
+                )
+            make_directory(self.save_statistics.parent, self.save_statistics)
+
+
+def run(config: Config, console: Console) -> None:
+    """Print the statistics of two sets of images, with intervals and the recipe."""
+    config.check()
+    reference = open_images(config.against, "--against") if config.against else None
+    samples, content, place, how = _samples(config, reference, console)
+    features = load_features(config, place, samples.shape[-1], console)
+    if reference and reference.recipe:
+        _check_recipe(reference, features)
+    points = Points(kept_features(features, lambda: samples, content, place))
+    about = f"{len(samples):,} images, {how}"
+    if config.save_statistics and jax.process_index() == 0:
+        origin = features.recipe | {"images": about}
+        save_statistics(config.save_statistics, points.statistics, origin)
+        console.print(f"{config.save_statistics}: statistics of {features.name} of {about}")
+    if reference is None or jax.process_index():
+        return
+    target = _reference_points(reference, features)
+    rows = [["", f"n={len(samples):,}"]]
+    for name, statistic in STATISTICS.items():
+        if reference.images is not None or name == "frechet":
+            spread = statistic.method(statistic.function, target, points)
+            rows.append([features.label(name), estimate(interval(spread)._asdict())])
+    console.print(console_table(f"{features.name}, 95 % intervals", rows))
+    console.print(f"images: {about}")
+    count = f"{target.shape[0]:,}" if target.shape[0] else "an unknown number of"
+    console.print(f"reference: {reference.name}, {count} images")
+    if reference.images is None and not reference.recipe:
+        console.print(
+            f"warning: {reference.name} does not say its features; that they are those of "
+            f"{features.name} is assumed"
+        )
+    recipe = ", ".join(f"{key} {value}" for key, value in features.recipe.items())
+    console.print(f"features: {recipe}")
+
+
+def _samples(
+    config: Config, reference: ImageSet | None, console: Console
+) -> tuple[np.ndarray, str, Path, str]:
+    """The images, a hash of them, a directory for their features, and what they are."""
+    if config.oracle is None and config.run and not (config.run / "config.json").exists():
+        shape = (
+            None if reference is None or reference.images is None else reference.images.shape[1:]
+        )
+        found = open_images(str(config.run), "IMAGES", shape)
+        if found.images is None:
+            raise ValueError(f"{config.run} has statistics only; the images come first: give them.")
+        order = np.random.default_rng(0).permutation(len(found.images))
+        images = found.images[order[: config.num_images or None]]
+        return images, digest(images), _cache(), found.name
+    source = config.open()
+    cell, size = config.cell(source), full_batch(config.batch_size)
+    count = config.num_images or (512 if jax.default_backend() == "cpu" else 10_000)
+    drawing, clip = Drawing(source, config.seed, count, size), config.clip_index(cell, source)
+    (drawn,), _ = draw_cells(drawing, [cell], [clip], console)
+    how = f"{source.name}, step {source.step}" if source.step is not None else source.name
+    how += f", {cell.name}, clip {config.clip}, seed {config.seed}, on {describe()}"
+    return drawn.images(), digest(drawn.place.name, count), drawn.place, how
+
+
+def _reference_points(reference: ImageSet, features: Features) -> Points:
+    images = reference.images
+    if images is None:
+        assert isinstance(reference.statistics, Statistics)
+        return Points(reference.statistics)
+    return Points(kept_features(features, lambda: images, digest(images), _cache()))
+
+
+def _check_recipe(reference: ImageSet, features: Features) -> None:
+    for key, value in features.recipe.items():
+        if reference.recipe.get(key) != value:
+            raise ValueError(
+                f"{reference.name} has statistics of {key} {reference.recipe.get(key)}, and the "
+                f"images would have {key} {value}; both must be made alike (--features, --family)."
+            )
+
+
+def _cache() -> Path:
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return caches / "ddim_jax" / "features"
