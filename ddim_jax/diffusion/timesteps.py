@@ -82,11 +82,11 @@ def karras_timesteps(alpha_bar: Numbers, S: Integer, rho: Real = 7.0) -> Times:
     """
     if not rho > 0:
         raise ValueError(f"rho is {rho}; it must be > 0, such as 7.")
-
-    def log_sigmas(low: float, high: float) -> np.ndarray:
-        return rho * np.log(np.linspace(np.exp(low / rho), np.exp(high / rho), S))
-
-    return _at_log_sigmas(alpha_bar, S, log_sigmas)
+    return _at_log_sigmas(
+        alpha_bar,
+        S,
+        lambda low, high: rho * np.log(np.linspace(np.exp(low / rho), np.exp(high / rho), S)),
+    )
 
 
 def _with_alpha_bar(timesteps: Callable[[Integer, Integer], Times]) -> "TimestepChoice":
