@@ -130,7 +130,7 @@ def _check(
     if len(set(leaves)) != 1 or len(leaves[0]) != ndim:
         raise ValueError(
             f"the table's leaves have shapes {[*map(jnp.shape, table)]}; "
-            f"all must be {'(S,)' if ndim == 1 else '(E, S)'}, and corrections have an axis more."
+            f"all must be {'(S,)' if ndim == 1 else '(E, S)'}, and corrections have one axis more."
         )
     if noise is not None and noise.shape != (*leaves[0], *x_T.shape):
         raise ValueError(

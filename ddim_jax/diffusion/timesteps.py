@@ -89,13 +89,14 @@ def karras_timesteps(alpha_bar: Numbers, S: Integer, rho: Real = 7.0) -> Times:
     )
 
 
-def _with_alpha_bar(timesteps: Callable[[Integer, Integer], Times]) -> "TimestepChoice":
+def _with_alpha_bar(
+    timesteps: Callable[[Integer, Integer], Times],
+) -> Callable[[Numbers, Integer], Times]:
     """A τ that needs only T, called as those that need ᾱ."""
     return lambda alpha_bar, S: timesteps(np.size(alpha_bar) - 1, S)
 
 
-TimestepChoice = Callable[[Numbers, Integer], Times]
-TIMESTEPS: dict[str, TimestepChoice] = {
+TIMESTEPS: dict[str, Callable[[Numbers, Integer], Times]] = {
     "uniform": _with_alpha_bar(uniform_timesteps),
     "quadratic": _with_alpha_bar(quadratic_timesteps),
     "trailing": _with_alpha_bar(trailing_timesteps),
