@@ -150,8 +150,9 @@ def _in_lambda(
     def solver(steps: Steps, sigma: Float[np.ndarray, " S"]) -> Correction:
         log_snr_t, log_snr_s = (0.5 * np.log(a / (1 - a)) for a in steps[2:])
         h = log_snr_s - log_snr_t
-        # κ = ∞ if sigma is at its largest, or rounded beyond it.
-        kappa_h = h - 0.5 * np.log(np.maximum(1 - sigma**2 / (1 - steps.alpha_bar_s), 0))
+        share = 1 - sigma**2 / (1 - steps.alpha_bar_s)
+        # At the largest sigma κ = ∞. There share is 0 but for rounding, which its log would see.
+        kappa_h = h - 0.5 * np.log(np.where(share > 1e-12, share, 0))
 
         def numbers(rows: _Rows) -> _Vector:
             row = rows[0]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ddim_jax import (
@@ -94,6 +94,7 @@ SHARES = st.one_of(st.just(0.0), st.just(1.0), st.floats(0, 0.999))
     st.sampled_from(["adams", "dpmpp", "deis", "ipndm"]),
     st.integers(1, 4), st.booleans(), SCHEDULES, TIMES, SHARES, st.booleans(),
 )  # fmt: skip
+@example("adams", 2, False, alpha_bars(linear_betas()), [1, 2, 3], 1.0, False)  # share is 2e-16
 def test_numbers_are_the_published_ones(name, order, lower, alpha_bar, tau, share, is_eta):
     order = min(order, 3) if name == "dpmpp" else order
     schedule = (
@@ -218,11 +219,11 @@ def smooth_x_0(kappa):
 
 
 def smooth_epsilon(a, x):
-    """Sin ρ; −√ᾱ cos ρ solves the exact equation."""
-    rho = np.sqrt((1 - a) / a)
+    """ε̂ = e^{−ρ/2}; −2 √ᾱ e^{−ρ/2} solves the exact equation."""
+    epsilon = np.exp(-0.5 * np.sqrt((1 - a) / a))
     if isinstance(x, str):
-        return -np.sqrt(a) * np.cos(rho)
-    return 0.0 if x is None else (x - np.sqrt(1 - a) * np.sin(rho)) / np.sqrt(a), np.sin(rho)
+        return -2 * np.sqrt(a) * epsilon
+    return 0.0 if x is None else (x - np.sqrt(1 - a) * epsilon) / np.sqrt(a), epsilon
 
 
 @pytest.mark.parametrize("kappa", [1, 2])
