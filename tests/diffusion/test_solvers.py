@@ -286,5 +286,5 @@ def test_refusals(alpha_bar):
         x_0 = np.outer(steps.t == steps.s, [1.0, -1.0])
         return Correction(x_0, np.zeros_like(x_0))
 
-    with pytest.raises(ValueError, match=r"row 0 \(t=5 to s=5\): .* only 0 can be used"):
-        step_table(alpha_bar, [1, 5, 5], eta(0.0), on_a_repeat, allow_repeats=True)
+    with pytest.raises(ValueError, match=r"row 1 \(t=5 to s=5\): .* only 0 can be used"):
+        step_table(alpha_bar, [1, 5, 5, 9], eta(0.0), on_a_repeat, allow_repeats=True)
