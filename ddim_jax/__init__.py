@@ -33,8 +33,19 @@ from .diffusion.sigmas import (
     scaled,
     sigma_hat,
 )
+from .diffusion.solvers import (
+    Correction,
+    Solver,
+    adams,
+    deis,
+    dpm_solver_pp,
+    first_order,
+    ipndm,
+)
 from .diffusion.timesteps import (
+    karras_timesteps,
     linspace_timesteps,
+    logsnr_timesteps,
     official_timesteps,
     quadratic_timesteps,
     trailing_timesteps,
@@ -53,10 +64,12 @@ __all__ = [
     "Prediction", "Denoiser", "denoiser", "clip_x0", "dynamic_threshold", "guided",
     # timesteps: τ
     "uniform_timesteps", "quadratic_timesteps", "trailing_timesteps", "linspace_timesteps",
-    "official_timesteps",
+    "logsnr_timesteps", "karras_timesteps", "official_timesteps",
     # sigmas: σ schedules, and what makes others of them
     "Steps", "Sigmas", "SigmaSchedule", "eta", "ddpm", "sigma_hat", "custom", "analytic",
     "estimate_epsilon_power", "on_interval", "scaled", "final_noise",
+    # solvers: what past predictions add to Eq. 12
+    "Correction", "Solver", "first_order", "adams", "dpm_solver_pp", "deis", "ipndm",
     # reverse: the steps, and Eq. 12
     "StepTable", "step_table", "stack_tables", "ddim_step",
     # keys and sampling: the reverse process as one scan

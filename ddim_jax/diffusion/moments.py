@@ -1,12 +1,15 @@
 """The sampler's exact output distribution for Gaussian data, and distances between Gaussians.
 
-For x_0 ~ N(μ, Σ) the optimal denoiser is affine in x_t (`gaussian_oracle`). So is Eq. 12, so the
-sampler's output is Gaussian: its mean and covariance follow from those of x_T ~ N(0, I) step by
-step. All steps share the eigenvectors of Σ, so with λ an eigenvalue:
+For x_0 ~ N(μ, Σ) the optimal denoiser is affine in x_t (`gaussian_oracle`). So are Eq. 12 and a
+solver's correction, so the sampler's output is Gaussian: its mean and covariance follow from those
+of x_T ~ N(0, I) step by step. All steps share the eigenvectors of Σ. With λ an eigenvalue:
 
-    (1)  g = √ᾱ_s √ᾱ_t λ/c + √(1−ᾱ_s−sigma²) √(1−ᾱ_t)/c,   c = ᾱ_t λ + 1 − ᾱ_t
-         mean ← √ᾱ_s μ + g (mean − √ᾱ_t μ),   variance ← g² variance + noise²
+    (1)  x̂_0 = μ + p (x_t − √ᾱ_t μ),   ε̂ = q (x_t − √ᾱ_t μ),
+         p = √ᾱ_t λ/c,   q = √(1−ᾱ_t)/c,   c = ᾱ_t λ + 1 − ᾱ_t
+    (2)  x_s = √ᾱ_s μ + Σ_k (g_k (x_{t_k} − √ᾱ_{t_k} μ) + a_k μ) + noise · z,
+         g_k = a_k p_k + e_k q_k,   for k = 0 with √ᾱ_s p + √(1−ᾱ_s−sigma²) q more
 
+The state is x_{t_0}, …, x_{t_{K−1}}, newest first. A step shifts it and puts x_s in front.
 Means are (D,) or an image of D elements, covariances (D, D). Everything is NumPy float64.
 """
 
@@ -15,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
-from .reverse import StepTable
+from .reverse import StepTable, stack_tables
 from .types import Numbers
 
 _Parts = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -31,7 +34,7 @@ class Moments(NamedTuple):
 def propagate_gaussian(
     mean: Numbers, covariance: Numbers, alpha_bar: Numbers, table: StepTable
 ) -> Moments:
-    """The exact moments of `sample` with `gaussian_oracle` and x_T ~ N(0, I): (1) for every row.
+    """The exact moments of `sample` with `gaussian_oracle` and x_T ~ N(0, I): (2) for every row.
 
     >>> from ddim_jax import alpha_bars, eta, linear_betas, step_table, uniform_timesteps
     >>> alpha_bar = alpha_bars(linear_betas(1000))
@@ -40,18 +43,35 @@ def propagate_gaussian(
     [[0.991]]
     """
     mu, eigenvalues, vectors = decompose(mean, covariance)
-    center = mu @ vectors
-    m, variance = np.zeros_like(center), np.ones_like(center)
-    bars_t = np.asarray(alpha_bar, np.float64)[np.asarray(table.t)]
-    columns = (bars_t, table.alpha_bar_s, table.sigma, table.noise)
-    rows = np.stack([np.asarray(leaf, np.float64)[table.active] for leaf in columns], axis=1)
-    for a_t, a_s, sigma, noise in rows:
+    center, bars = mu @ vectors, np.asarray(alpha_bar, np.float64)
+    # Stacked, both corrections have the same K.
+    rows = StepTable(*(np.asarray(leaf[0], np.float64) for leaf in stack_tables([table])))
+    order = rows.x_0_correction.shape[1]
+    # The moments of the state in each eigendirection, and √ᾱ, p and q at its times.
+    D, K = len(mu), max(order, 1)
+    m, P = np.zeros((D, K)), np.zeros((D, K, K))
+    P[:, 0, 0] = 1
+    signal, p, q = np.zeros(K), np.zeros((D, K)), np.zeros((D, K))
+    shift = np.eye(K, k=-1)
+    for i in np.flatnonzero(rows.active):
+        a_t, a_s = bars[int(rows.t[i])], rows.alpha_bar_s[i]
         c = a_t * eigenvalues + 1 - a_t
-        direction = np.sqrt(max(1 - a_s - sigma**2, 0.0))
-        g = (np.sqrt(a_s * a_t) * eigenvalues + direction * np.sqrt(1 - a_t)) / c
-        m = np.sqrt(a_s) * center + g * (m - np.sqrt(a_t) * center)
-        variance = g**2 * variance + noise**2
-    return Moments(vectors @ m, (vectors * variance) @ vectors.T)
+        signal, p, q = shift @ signal, p @ shift.T, q @ shift.T
+        signal[0], p[:, 0], q[:, 0] = (
+            np.sqrt(a_t),
+            np.sqrt(a_t) * eigenvalues / c,
+            np.sqrt(1 - a_t) / c,
+        )
+        direction = np.sqrt(max(1 - a_s - rows.sigma[i] ** 2, 0.0))
+        a, e = rows.x_0_correction[i], rows.epsilon_correction[i]
+        step = np.tile(shift, (D, 1, 1))
+        step[:, 0, :order] = a * p[:, :order] + e * q[:, :order]
+        step[:, 0, 0] += np.sqrt(a_s) * p[:, 0] + direction * q[:, 0]
+        m = (step @ m[:, :, None])[:, :, 0]
+        m[:, 0] += (np.sqrt(a_s) + a.sum() - step[:, 0] @ signal) * center
+        P = step @ P @ step.swapaxes(1, 2)
+        P[:, 0, 0] += rows.noise[i] ** 2
+    return Moments(vectors @ m[:, 0], (vectors * P[:, 0, 0]) @ vectors.T)
 
 
 def wasserstein2_gaussian(

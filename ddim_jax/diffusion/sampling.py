@@ -3,6 +3,7 @@
     x_T ~ N(0, I)
     for (t, s) in the rows:
         x_s = √ᾱ_s x̂_0(x_t, t) + √(1−ᾱ_s−sigma²) ε̂(x_t, t) + noise · z_t                    Eq. 12
+        x_s ← x_s + Σ_k (a_k x̂_0^k + e_k ε̂^k)            from the newest K predictions, solvers.py
 
 Nothing here is jitted. Jit this once; it serves every η, σ and τ of one length:
 
@@ -19,7 +20,7 @@ from jaxtyping import Array, Float
 
 from .keys import Keys, noise_rows
 from .prediction import Denoise, Prediction, as_denoiser, check_kind
-from .reverse import StepTable, check_shapes, equation_12
+from .reverse import StepTable, check_shapes, correct, equation_12
 from .types import Images
 
 
@@ -35,7 +36,8 @@ def sample(
 ) -> Float[Array, "B *dims"]:
     """Images x_0 from noise x_T: Eq. 12 for every row of the table; not clipped to [−1, 1].
 
-    z_t is drawn from `keys`, or it is row i of `noise` (S, B, …). Memory does not grow with S.
+    z_t is drawn from `keys`, or it is row i of `noise` (S, B, …). Memory does not grow with S. A
+    solver of order K corrects by predictions as `denoise` gives them: clipped, if it clips.
 
     >>> from ddim_jax import eta, gaussian_oracle, image_keys, step_table
     >>> denoise = gaussian_oracle([0.0], [[1.0]], [1.0, 0.64])
@@ -67,9 +69,10 @@ def sample_path(
     _check(denoise, x_T, table, keys, noise)
     # Between steps an image is one long row: this halves the sampler's own time on a CPU.
     shape, size = x_T.shape, math.prod(x_T.shape[1:])
+    remembered = max(0, *(numbers.shape[-1] - 1 for numbers in table[-2:]))
 
-    def step(rows, inputs):
-        row, z = inputs
+    def step(carry, inputs):
+        (rows, past), (row, z) = carry, inputs
 
         def draw():
             return noise_rows(keys, row.t, size) if noise is None else z.reshape(rows.shape)
@@ -82,13 +85,19 @@ def sample_path(
             # Eq. 12. Fresh noise is drawn only if the row has noise.
             as_rows = Prediction(*(image.reshape(rows.shape) for image in prediction))
             x_s = equation_12(as_rows, draw, row)
-            return x_s.astype(rows.dtype), prediction.x_0.astype(rows.dtype)
+            # The solver's correction. First order has none, and remembers no prediction.
+            predictions = (as_rows, *past)
+            x_s = correct(x_s, predictions, row)
+            after = x_s, predictions[:remembered]
+            return jax.tree.map(lambda leaf: leaf.astype(rows.dtype), (after, prediction.x_0))
 
         # Repeats and padding do not call the network.
-        x_s, x_hat_0 = jax.lax.cond(row.active, down, lambda: (rows, rows.reshape(shape)))
-        return x_s, observe(rows.reshape(shape), x_hat_0)
+        carry, x_hat_0 = jax.lax.cond(row.active, down, lambda: (carry, rows.reshape(shape)))
+        return carry, observe(rows.reshape(shape), x_hat_0)
 
-    x_0, seen = jax.lax.scan(step, jnp.asarray(x_T).reshape(-1, size), (table, noise))
+    rows = jnp.asarray(x_T).reshape(-1, size)
+    none = (Prediction(jnp.zeros_like(rows), jnp.zeros_like(rows)),) * remembered
+    (x_0, _), seen = jax.lax.scan(step, (rows, none), (table, noise))
     return x_0.reshape(shape), seen
 
 
@@ -97,7 +106,7 @@ def sample_many(
 ) -> Float[Array, "E B *dims"]:
     """`sample` for each of the tables (E, S) of `stack_tables`, from the same noise.
 
-    A grid of η × σ family × S is one program. The noise at time t is the same in every table.
+    A grid of σ × solver × τ × S is one program. The noise at time t is the same in every table.
 
     >>> from ddim_jax import eta, gaussian_oracle, image_keys, stack_tables, step_table
     >>> denoise = gaussian_oracle([0.0], [[1.0]], [1.0, 0.64, 0.36])
@@ -117,11 +126,11 @@ def _check(
     noise: Images | None = None,
     ndim: int = 1,
 ) -> None:
-    leaves = [jnp.shape(leaf) for leaf in table]
+    leaves = [*map(jnp.shape, table[:-2]), *(jnp.shape(numbers)[:-1] for numbers in table[-2:])]
     if len(set(leaves)) != 1 or len(leaves[0]) != ndim:
         raise ValueError(
-            f"the table's leaves have shapes {leaves}; "
-            f"all must be {'(S,)' if ndim == 1 else '(E, S)'}."
+            f"the table's leaves have shapes {[*map(jnp.shape, table)]}; "
+            f"all must be {'(S,)' if ndim == 1 else '(E, S)'}, and corrections have one axis more."
         )
     if noise is not None and noise.shape != (*leaves[0], *x_T.shape):
         raise ValueError(

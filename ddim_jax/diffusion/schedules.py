@@ -116,6 +116,25 @@ def zero_terminal_snr(alpha_bar: Numbers) -> Float64[np.ndarray, " times"]:
     return np.concatenate([[1.0], (root[0] * (root - root[-1]) / (root[0] - root[-1])) ** 2])
 
 
+def checked_alpha_bar(alpha_bar: Numbers) -> Float64[np.ndarray, " times"]:
+    """ᾱ in float64; refused if it is not ᾱ_0 = 1 … ᾱ_T, strictly decreasing."""
+    values = np.asarray(alpha_bar, np.float64)
+    if values.ndim != 1 or values.size < 2:
+        raise ValueError(
+            f"alpha_bar has shape {values.shape}; it must be (T+1,): use alpha_bars(betas)."
+        )
+    if values[0] != 1:
+        raise ValueError(
+            f"alpha_bar[0] is {values[0]:.6g}; time 0 is data, where ᾱ is 1: use alpha_bars(betas)."
+        )
+    for i in np.flatnonzero(~((np.diff(values) < 0) & (values[1:] >= 0))):
+        raise ValueError(
+            f"alpha_bar[{i + 1}] is {values[i + 1]:.6g} after {values[i]:.6g}; "
+            "ᾱ must decrease strictly and stay ≥ 0."
+        )
+    return values
+
+
 def _at_least_1(num_steps: Integer) -> Integer:
     if num_steps < 1:
         raise ValueError(

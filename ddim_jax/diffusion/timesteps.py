@@ -3,7 +3,8 @@
 The sampler visits τ from its end to its beginning and takes the last step from τ_1 to time 0. Each
 τ here has exactly S times, 1 ≤ S ≤ T. The official code (github.com/ermongroup/ddim, sample_image)
 gives up to twice as many (uniform), or repeats some (quadratic). Sources: uniform (all data but
-CIFAR-10) and quadratic, appendix D.2; trailing and linspace, arXiv:2305.08891, table 2.
+CIFAR-10) and quadratic, appendix D.2; trailing and linspace, arXiv:2305.08891, table 2; logSNR,
+arXiv:2206.00927; Karras, arXiv:2206.00364, Eq. 5.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,8 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Int64
 
-from .types import Integer
+from .schedules import checked_alpha_bar
+from .types import Integer, Numbers, Real
 
 Times = Int64[np.ndarray, " S"]
 
@@ -35,9 +37,7 @@ def quadratic_timesteps(T: Integer, S: Integer) -> Times:
     [1, 10, 40, 89, 159, 247, 356, 484, 633, 801]
     """
     _check_steps(T, S)
-    index = np.arange(S)
-    # With τ_i − i in place of τ_i, strictly increasing becomes non-decreasing: a running maximum.
-    return np.maximum.accumulate(_quadratic(T, S) + 1 - index) + index
+    return _strictly_increasing(_quadratic(T, S) + 1, T)
 
 
 def trailing_timesteps(T: Integer, S: Integer) -> Times:
@@ -60,11 +60,49 @@ def linspace_timesteps(T: Integer, S: Integer) -> Times:
     return np.round(np.linspace(T, 1, S)).astype(np.int64)[::-1]
 
 
-TIMESTEPS: dict[str, Callable[[Integer, Integer], Times]] = {
-    "uniform": uniform_timesteps,
-    "quadratic": quadratic_timesteps,
-    "trailing": trailing_timesteps,
-    "linspace": linspace_timesteps,
+def logsnr_timesteps(alpha_bar: Numbers, S: Integer) -> Times:
+    """τ at which ½ ln(ᾱ/(1 − ᾱ)) is equally spaced, from T to 1 and rounded to integers.
+
+    τ = (T) for S = 1. Repeated times move to free ones. If ᾱ_T = 0, the spacing starts from T − 1,
+    but T is visited in place of T − 1.
+
+    >>> from ddim_jax import alpha_bars, linear_betas
+    >>> logsnr_timesteps(alpha_bars(linear_betas(1000)), 5).tolist()
+    [1, 31, 303, 723, 1000]
+    """
+    return _at_log_sigmas(alpha_bar, S, lambda low, high: np.linspace(low, high, S))
+
+
+def karras_timesteps(alpha_bar: Numbers, S: Integer, rho: Real = 7.0) -> Times:
+    """τ at which √((1 − ᾱ)/ᾱ) to the power 1/ρ is equally spaced; otherwise as `logsnr_timesteps`.
+
+    >>> from ddim_jax import alpha_bars, linear_betas
+    >>> karras_timesteps(alpha_bars(linear_betas(1000)), 5).tolist()
+    [1, 143, 594, 844, 1000]
+    """
+    if not rho > 0:
+        raise ValueError(f"rho is {rho}; it must be > 0, such as 7.")
+    return _at_log_sigmas(
+        alpha_bar,
+        S,
+        lambda low, high: rho * np.log(np.linspace(np.exp(low / rho), np.exp(high / rho), S)),
+    )
+
+
+def _with_alpha_bar(
+    timesteps: Callable[[Integer, Integer], Times],
+) -> Callable[[Numbers, Integer], Times]:
+    """A τ that needs only T, called as those that need ᾱ."""
+    return lambda alpha_bar, S: timesteps(np.size(alpha_bar) - 1, S)
+
+
+TIMESTEPS: dict[str, Callable[[Numbers, Integer], Times]] = {
+    "uniform": _with_alpha_bar(uniform_timesteps),
+    "quadratic": _with_alpha_bar(quadratic_timesteps),
+    "trailing": _with_alpha_bar(trailing_timesteps),
+    "linspace": _with_alpha_bar(linspace_timesteps),
+    "logsnr": logsnr_timesteps,
+    "karras": karras_timesteps,
 }
 
 
@@ -86,6 +124,27 @@ def official_timesteps(T: Integer, S: Integer, kind: str) -> Times:
 
 def _quadratic(T: Integer, S: Integer) -> Times:
     return (np.linspace(0, np.sqrt(T * 0.8), S) ** 2).astype(np.int64)
+
+
+def _at_log_sigmas(
+    alpha_bar: Numbers, S: Integer, spaced: Callable[[float, float], np.ndarray]
+) -> Times:
+    """The times at which ln √((1 − ᾱ)/ᾱ) has the values `spaced(at 1, at T)`."""
+    alpha_bar = checked_alpha_bar(alpha_bar)
+    T = len(alpha_bar) - 1
+    _check_steps(T, S)
+    finite = alpha_bar[1:][alpha_bar[1:] > 0]
+    log_sigma = 0.5 * np.log((1 - finite) / finite)
+    times = np.interp(spaced(log_sigma[0], log_sigma[-1]), log_sigma, np.arange(len(finite)) + 1)
+    times[-1] = T
+    return _strictly_increasing(np.round(times).astype(np.int64), T)
+
+
+def _strictly_increasing(times: Times, T: Integer) -> Times:
+    """Non-decreasing times, each repeated one moved to the nearest free one, within 1 … T."""
+    index = np.arange(len(times))
+    # With τ_i − i in place of τ_i, strictly increasing becomes non-decreasing: a running maximum.
+    return np.minimum(np.maximum.accumulate(times - index), T - len(times) + 1) + index
 
 
 def _check_steps(T: Integer, S: Integer) -> None:

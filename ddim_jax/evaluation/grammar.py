@@ -38,10 +38,10 @@ class Family(NamedTuple):
 
 
 class Times(NamedTuple):
-    """A named τ: a function (T, S) → times, and the only S that it fits, or None."""
+    """A named τ: a function (ᾱ, S) → times, and the only S that it fits, or None."""
 
     name: str
-    choose: Callable[[int, int], np.ndarray]
+    choose: Callable[[Any, int], np.ndarray]
     length: int | None = None
 
 
@@ -136,7 +136,7 @@ def _import(module: str) -> Any:
 def parse_timesteps(text: str) -> Times:
     """A τ by its name, as a file, or as the times themselves.
 
-    >>> parse_timesteps("1,101,301").choose(1000, 3).tolist()
+    >>> parse_timesteps("1,101,301").choose(None, 3).tolist()
     [1, 101, 301]
     """
     if text in TIMESTEPS:
@@ -158,7 +158,7 @@ def parse_timesteps(text: str) -> Times:
         raise ValueError(
             f"--timesteps {text} has {values[times != values][0]}; times are integers."
         )
-    return Times(name, lambda T, S: times, len(times))
+    return Times(name, lambda alpha_bar, S: times, len(times))
 
 
 def _sigma_columns(path: Path) -> list[np.ndarray]:

@@ -28,7 +28,7 @@ def cells(
     for times in map(parse_timesteps, timesteps):
         for family in map(parse_sigma, sigmas):
             for count in _lengths(family, times, steps):
-                tau = times.choose(len(alpha_bar) - 1, count)
+                tau = times.choose(alpha_bar, count)
                 table = step_table(alpha_bar, tau, family.schedule)
                 name = f"{family.name} {times.name} S={count}"
                 made.append(Cell(name, family.name, times.name, count, table, family.rederive))

@@ -5,11 +5,14 @@ import pytest
 
 from ddim_jax import (
     StepTable,
+    adams,
     custom,
     ddpm,
+    deis,
     denoiser,
     eta,
     final_noise,
+    first_order,
     image_keys,
     initial_noise,
     quadratic_timesteps,
@@ -77,16 +80,23 @@ def test_a_grid_of_5_sigmas_and_5_S_is_one_compilation_and_equals_its_cells(alph
 
 
 def test_padding_is_inactive(alpha_bar):
-    tables = [step_table(alpha_bar, uniform_timesteps(1000, S), eta(0.5)) for S in (3, 1, 5)]
+    tables = [
+        step_table(alpha_bar, uniform_timesteps(1000, S), eta(0.5), solver)
+        for S, solver in ((3, adams(2)), (1, first_order()), (5, deis(3)))
+    ]
     stacked = stack_tables(tables)
-    assert all(leaf.shape == (3, 5) for leaf in stacked)
+    assert [leaf.shape for leaf in stacked] == [(3, 5)] * 6 + [(3, 5, 3)] * 2
     np.testing.assert_array_equal(stacked.active.sum(axis=1), [3, 1, 5])
     for i, table in enumerate(tables):
         for leaf, whole in zip(table, stacked, strict=True):
-            np.testing.assert_array_equal(whole[i, : len(leaf)], leaf)
+            np.testing.assert_array_equal(whole[i][tuple(map(slice, leaf.shape))], leaf)
             assert whole.dtype == leaf.dtype
     padding = jax.tree.map(lambda leaf: leaf[1, 1:].tolist(), stacked)
-    assert padding == StepTable([0] * 4, [0] * 4, [1.0] * 4, [1.0] * 4, [0.0] * 4, [0.0] * 4)
+    none = [[0.0] * 3] * 4
+    assert padding == StepTable(
+        [0] * 4, [0] * 4, [1.0] * 4, [1.0] * 4, [0.0] * 4, [0.0] * 4, none, none
+    )
+    assert not stacked.x_0_correction[0, :, 2].any()
     with pytest.raises(ValueError, match="tables is empty"):
         stack_tables([])
     with pytest.raises(ValueError, match=r"must be \(E, S\)"):

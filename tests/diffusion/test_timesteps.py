@@ -2,28 +2,37 @@ import numpy as np
 import pytest
 
 from ddim_jax import (
+    alpha_bars,
+    cosine_betas,
+    karras_timesteps,
     linspace_timesteps,
+    logsnr_timesteps,
     official_timesteps,
     quadratic_timesteps,
     trailing_timesteps,
     uniform_timesteps,
+    zero_terminal_snr,
 )
 from ddim_jax.diffusion.timesteps import TIMESTEPS
 
-SEQUENCES = TIMESTEPS.values()
+
+def bars(T):
+    """ᾱ of DDPM's betas, scaled to T steps."""
+    return np.concatenate([[1.0], np.cumprod(1 - np.linspace(0.1, 20, T) / (T + 20))])
 
 
-@pytest.mark.parametrize("timesteps", SEQUENCES)
+@pytest.mark.parametrize("timesteps", TIMESTEPS.values(), ids=TIMESTEPS)
 def test_exactly_S_strictly_increasing_times_within_the_noisy_ones(timesteps):
     for T in [*range(1, 40), 1000]:
+        alpha_bar = bars(T)
         for S in range(1, T + 1):
-            tau = timesteps(T, S)
+            tau = timesteps(alpha_bar, S)
             assert tau.shape == (S,)
             assert tau.dtype == np.int64
             assert tau[0] >= 1
             assert tau[-1] <= T
             assert np.all(np.diff(tau) > 0)
-        np.testing.assert_array_equal(timesteps(T, T), np.arange(1, T + 1))
+        np.testing.assert_array_equal(timesteps(alpha_bar, T), np.arange(1, T + 1))
 
 
 def test_ours_are_the_official_ones_where_those_are_sound():
@@ -40,8 +49,53 @@ def test_ours_are_the_official_ones_where_those_are_sound():
 
 
 def test_sequences_by_name():
-    assert [*TIMESTEPS] == ["uniform", "quadratic", "trailing", "linspace"]
-    assert all(sequence.__name__ == f"{name}_timesteps" for name, sequence in TIMESTEPS.items())
+    only_T = [uniform_timesteps, quadratic_timesteps, trailing_timesteps, linspace_timesteps]
+    named = {sequence.__name__.removesuffix("_timesteps"): sequence for sequence in only_T}
+    assert [*TIMESTEPS] == [*named, "logsnr", "karras"]
+    for name, sequence in named.items():
+        np.testing.assert_array_equal(TIMESTEPS[name](bars(1000), 7), sequence(1000, 7))
+
+
+def log_sigma(alpha_bar):
+    with np.errstate(divide="ignore"):
+        return 0.5 * np.log((1 - alpha_bar[1:]) / alpha_bar[1:])
+
+
+def karras(low, high, S, rho):
+    """ln of Eq. 5 of arXiv:2206.00364, as a loop."""
+    high, low = np.exp(high) ** (1 / rho), np.exp(low) ** (1 / rho)
+    return [rho * np.log(high + i / (S - 1) * (low - high)) for i in range(S)][::-1]
+
+
+@pytest.mark.parametrize("alpha_bar", [bars(1000), alpha_bars(cosine_betas(1000))])
+@pytest.mark.parametrize("S", [2, 5, 10, 50])
+def test_logsnr_and_karras_times_are_nearest_to_their_spacing(alpha_bar, S):
+    values = log_sigma(alpha_bar)
+    low, high = values[0], values[-1]
+    for tau, wanted in [
+        (logsnr_timesteps(alpha_bar, S), np.linspace(low, high, S)),
+        (karras_timesteps(alpha_bar, S), karras(low, high, S, 7.0)),
+        (karras_timesteps(alpha_bar, S, rho=3.0), karras(low, high, S, 3.0)),
+    ]:
+        assert (tau[0], tau[-1]) == (1, 1000)
+        # Half a step in t, and more only in a run of neighbours, where repeated times were moved.
+        steps = np.diff(tau, prepend=-1, append=1002)
+        alone = np.minimum(steps[:-1], steps[1:]) > 1
+        between = np.interp(wanted, values, np.arange(1, 1001))
+        assert np.all(np.abs(tau - between)[alone] <= 0.5 + 1e-9)
+        assert alone.any()
+    assert logsnr_timesteps(alpha_bar, 1) == karras_timesteps(alpha_bar, 1) == 1000
+
+
+def test_zero_terminal_snr_starts_at_T():
+    alpha_bar = zero_terminal_snr(bars(1000))
+    finite = logsnr_timesteps(alpha_bar[:-1], 10)
+    for S in (1, 2, 10, 999, 1000):
+        for timesteps in (logsnr_timesteps, karras_timesteps):
+            tau = timesteps(alpha_bar, S)
+            assert tau[-1] == 1000
+            assert np.all(np.diff(tau, prepend=0) >= 1)
+    np.testing.assert_array_equal(logsnr_timesteps(alpha_bar, 10)[:-1], finite[:-1])
 
 
 def test_trailing_and_linspace_end_at_T_in_equal_steps():
@@ -77,15 +131,21 @@ def test_official_sequences_have_their_known_faults():
     assert repeats == {10: 0, 100: 4, 1000: 312}
 
 
-@pytest.mark.parametrize(
-    "timesteps", [*SEQUENCES, lambda T, S: official_timesteps(T, S, "uniform")]
-)
+def official(alpha_bar, S):
+    return official_timesteps(len(alpha_bar) - 1, S, "uniform")
+
+
+@pytest.mark.parametrize("timesteps", [*TIMESTEPS.values(), official])
 @pytest.mark.parametrize("S", [0, -1, 1001])
 def test_refuses_more_steps_than_there_are(timesteps, S):
     with pytest.raises(ValueError, match=f"S is {S} reverse steps; choose 1 to T = 1000"):
-        timesteps(1000, S)
+        timesteps(bars(1000), S)
 
 
-def test_refuses_an_unknown_kind():
+def test_refusals():
     with pytest.raises(ValueError, match="'cubic'"):
         official_timesteps(1000, 10, "cubic")
+    with pytest.raises(ValueError, match=r"alpha_bar has shape \(\); it must be \(T\+1,\)"):
+        logsnr_timesteps(1000, 10)
+    with pytest.raises(ValueError, match="rho is 0"):
+        karras_timesteps(bars(1000), 10, rho=0)
