@@ -5,7 +5,7 @@ import pytest
 from ddim_jax.config import DiffusionConfig
 from ddim_jax.diffusion.schedules import BETAS
 from ddim_jax.model import load_pretrained
-from ddim_jax.model.diffusers_layout import schedule_of_diffusers, schedule_to_diffusers
+from ddim_jax.model.diffusers_scheduler import schedule_of_diffusers, schedule_to_diffusers
 from tests.model.published import DIFFUSERS, diffusers_folder, weights
 
 
