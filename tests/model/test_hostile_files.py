@@ -201,4 +201,4 @@ def test_hundreds_of_damaged_files_are_refused_or_read_from_their_own_bytes(tmp_
             for array in (value for value in values if isinstance(value, np.ndarray)):
                 assert array.tobytes() in path.read_bytes()
     assert all(text.startswith(str(path)) and "\n" not in text for text in messages)
-    assert 20 < read < 300  # some damage meets only numbers, or nothing
+    assert 5 < read < 300  # some damage meets only numbers, or nothing
