@@ -5,7 +5,6 @@ range. A configuration is saved as JSON in every run directory, and can be used 
 """
 
 import dataclasses
-import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
+from .architecture import UNetConfig
 from .diffusion.schedules import BETAS, alpha_bars, zero_terminal_snr
 from .files import read_json, to_json, write
 from .settings import (
@@ -104,54 +104,6 @@ class DiffusionConfig:
         if self.alpha_bar()[-1] == 0:
             require(self.prediction != "epsilon", "diffusion.prediction", self.prediction,
                     "v or x0 where ᾱ_T = 0 (zero-terminal-snr, jsd): x_T is noise")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class UNetConfig:
-    """The network; the defaults are the paper's for CIFAR-10, with 35,746,307 parameters."""
-
-    image_size: int = 32
-    """Height and width of the images, in pixels."""
-    image_channels: Annotated[int, Range((1, 3).__contains__, "1 (grey) or 3 (RGB)")] = 3
-    """1 (grey) or 3 (RGB)."""
-    channels: int = 128
-    """Channels at the highest resolution."""
-    multipliers: tuple[int, ...] = (1, 2, 2, 2)
-    """Channels per level, in units of `channels`; each level after the first halves the image."""
-    blocks: Annotated[int, at_least(1)] = 2
-    """Residual blocks per level on the way down; one more on the way up."""
-    attention_resolutions: tuple[int, ...] = (16,)
-    """Image sizes at which attention follows each block; the middle block always has it."""
-    groups: Annotated[int, at_least(1)] = 32
-    """Groups of GroupNorm. Keep 4 or more channels per group: with 1 the time embedding is lost."""
-    dropout: Annotated[float, FRACTION] = 0.1
-    """Dropout probability inside residual blocks, in training."""
-    zero_init: bool = True
-    """Initialise to zero the last convolution of each block, of attention and of the network."""
-    num_classes: Annotated[int, at_least(0)] = 0
-    """Number of classes to condition on, equal to the data set's; 0: unconditional."""
-
-    def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C)."""
-        return (self.image_size, self.image_size, self.image_channels)
-
-    def check(self) -> None:
-        """Raise a ValueError if the architecture does not fit its image size."""
-        check_ranges(self, "model.")
-        require(bool(self.multipliers) and min(self.multipliers) >= 1, "model.multipliers",
-                self.multipliers, "one number ≥ 1 per level")  # fmt: skip
-        levels = len(self.multipliers)
-        factor = 2 ** (levels - 1)
-        require(self.image_size >= 1 and self.image_size % factor == 0, "model.image-size",
-                self.image_size, f"a multiple of {factor}, since {levels} levels halve it "
-                f"{levels - 1} times")  # fmt: skip
-        require(self.channels >= 4 and self.channels % math.lcm(2, self.groups) == 0,
-                "model.channels", self.channels,
-                f"a multiple of 2 and of model.groups = {self.groups}, at least 4")  # fmt: skip
-        sizes = [self.image_size >> level for level in range(levels)]
-        for size in self.attention_resolutions:
-            require(size in sizes, "model.attention-resolutions", size,
-                    f"among the sizes of the levels, {sizes}")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,6 +207,9 @@ class Config(Place):
         check_ranges(self)
         for part in (self.diffusion, self.model, self.train):
             part.check()
+        require(self.model.variants.null_class or self.train.label_dropout == 0,
+                "train.label-dropout", self.train.label_dropout,
+                "0 without model.variants.null-class: each image needs its label")  # fmt: skip
         require(self.train.sample_steps <= self.diffusion.num_steps, "train.sample-steps",
                 self.train.sample_steps,
                 f"at most diffusion.num-steps = {self.diffusion.num_steps}")  # fmt: skip

@@ -53,14 +53,15 @@ def test_schedules():
 
 
 def test_every_field_has_a_help_text():
-    tree = ast.parse(inspect.getsource(ddim_jax.config))
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-    assert len(classes) == 10
+    sources = [inspect.getsource(module) for module in (ddim_jax.config, ddim_jax.architecture)]
+    nodes = [node for source in sources for node in ast.parse(source).body]
+    classes = [node for node in nodes if isinstance(node, ast.ClassDef)]
+    assert len(classes) == 11
     for node in classes:
         for field, text in itertools.pairwise(node.body):
             if not isinstance(field, ast.AnnAssign):
                 continue
-            if not ast.unparse(field.annotation).endswith("Config"):
+            if not ast.unparse(field.annotation).endswith(("Config", "Variants")):
                 assert isinstance(text, ast.Expr), ast.unparse(field)
                 assert text.value.value.endswith("."), ast.unparse(field)
 

@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parent.parent / "ddim_jax"
 FLOORS = {
     "diffusion": 1, "metrics": 1,
     "devices": 2, "files": 2, "images": 2, "runtime": 2, "settings": 2,
-    "config": 3, "sampler": 3,
+    "architecture": 3, "config": 3, "sampler": 3,
     "model": 4,
     "data": 5,
     "training": 6,

@@ -1,38 +1,58 @@
-"""Our architecture and noising process as diffusers' configuration of UNet2DModel and scheduler."""
+"""Our architecture as diffusers' configuration of UNet2DModel, and the names of its tensors."""
 
 import re
+import reprlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from ..config import DiffusionConfig, UNetConfig
-from ..diffusion.schedules import BETAS
+from ..architecture import UNetConfig, Variants
 from ..files import read_json
+from .torch_file import check_regular
 
 _OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-# For each setting of UNet2DModel: our UNet's value, and the default if config.json omits it.
-_FIXED: dict[str, tuple[Any, Any]] = {
-    "act_fn": ("silu", "silu"),
-    "add_attention": (True, True),
-    "attention_head_dim": (None, 8),
-    "attn_norm_num_groups": (None, None),
-    "center_input_sample": (False, False),
-    "class_embed_type": (None, None),
-    "downsample_padding": (0, 1),
-    "downsample_type": ("conv", "conv"),
-    "flip_sin_to_cos": (False, True),
-    "freq_shift": (1, 0),
-    "mid_block_scale_factor": (1, 1),
-    "mid_block_type": ("UNetMidBlock2D", "UNetMidBlock2D"),
-    "norm_eps": (1e-6, 1e-5),
-    "resnet_time_scale_shift": ("default", "default"),
-    "time_embedding_type": ("positional", "positional"),
-    "upsample_type": ("conv", "conv"),
-}
 _NULL_CLASS = "ddim_jax_null_class"  # our own key: the last class means no label
-_BETAS = {"linear": "linear", "quadratic": "scaled_linear", "cosine": "squaredcos_cap_v2"}
-_PREDICTIONS = {"epsilon": "epsilon", "x0": "sample", "v": "v_prediction"}
+_REQUIRED = object()
+_MAX_JSON = 10_000_000
+
+
+class _Setting(NamedTuple):
+    """A setting of UNet2DModel: its value if config.json omits it, its type, what we can read."""
+
+    default: Any
+    kinds: tuple[type, ...]
+    readable: tuple[Any, ...] = ()  # empty: any value
+
+
+_WORDS: dict[str, _Setting] = {
+    "sample_size": _Setting(_REQUIRED, (int, list)),
+    "in_channels": _Setting(3, (int,)),
+    "out_channels": _Setting(3, (int,)),
+    "block_out_channels": _Setting(_REQUIRED, (list,)),
+    "down_block_types": _Setting(_REQUIRED, (list,)),
+    "up_block_types": _Setting(_REQUIRED, (list,)),
+    "layers_per_block": _Setting(2, (int,)),
+    "norm_num_groups": _Setting(32, (int,)),
+    "dropout": _Setting(0.0, (float, int)),
+    "num_class_embeds": _Setting(None, (int, type(None))),
+    _NULL_CLASS: _Setting(None, (int, type(None))),
+    "attention_head_dim": _Setting(8, (int, type(None))),
+    "attn_norm_num_groups": _Setting(None, (int, type(None))),
+    "norm_eps": _Setting(1e-5, (float,)),
+    "flip_sin_to_cos": _Setting(True, (bool,)),
+    "freq_shift": _Setting(0, (int,)),
+    "downsample_padding": _Setting(1, (int,), (0, 1)),
+    "resnet_time_scale_shift": _Setting("default", (str,), ("default", "scale_shift")),
+    "act_fn": _Setting("silu", (str,), ("silu", "swish")),
+    "add_attention": _Setting(True, (bool,), (True,)),
+    "center_input_sample": _Setting(False, (bool,), (False,)),
+    "class_embed_type": _Setting(None, (str, type(None)), (None,)),
+    "downsample_type": _Setting("conv", (str,), ("conv",)),
+    "upsample_type": _Setting("conv", (str,), ("conv",)),
+    "mid_block_scale_factor": _Setting(1, (int, float), (1,)),
+    "mid_block_type": _Setting("UNetMidBlock2D", (str, type(None)), ("UNetMidBlock2D",)),
+    "time_embedding_type": _Setting("positional", (str,), ("positional",)),
+}
 
 
 def diffusers_name(name: str, levels: int, old_attention: bool = False) -> str:
@@ -64,70 +84,142 @@ def diffusers_name(name: str, levels: int, old_attention: bool = False) -> str:
     return name
 
 
-def unet_of_diffusers(values: dict[str, Any], path: Path) -> UNetConfig:
-    """The architecture in a UNet2DModel's config.json, if our UNet supports it."""
-    for name, (ours, default) in _FIXED.items():
-        if (theirs := values.get(name, default)) != ours:
-            raise ValueError(f"{path} has {name} = {theirs!r}; only {ours!r} can be read.")
+def read_settings(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of diffusers."""
+    wanted = "a folder of a UNet2DModel, as save_pretrained writes it"
+    check_regular(path, wanted)
+    if path.stat().st_size > _MAX_JSON:
+        raise ValueError(f"{path} has more than {_MAX_JSON:,} bytes; give {wanted}.")
     try:
-        return _unet_of_words(values, path)
-    except (KeyError, TypeError, IndexError) as error:
-        raise ValueError(
-            f"{path} is not a config.json of a UNet2DModel ({type(error).__name__}: {error})."
-        ) from error
+        return read_json(path, wanted)
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply; give {wanted}.") from error
 
 
-def _unet_of_words(values: dict[str, Any], path: Path) -> UNetConfig:
-    widths, size = values["block_out_channels"], values["sample_size"]
-    down, up = values["down_block_types"], values["up_block_types"]
-    size = size if isinstance(size, int) else size[0] if len(set(size)) == 1 else None
-    attends = ["Attn" in name for name in down]
-    if (
-        not set(down) <= {"DownBlock2D", "AttnDownBlock2D"}
-        or not set(up) <= {"UpBlock2D", "AttnUpBlock2D"}
-        or ["Attn" in name for name in up] != attends[::-1]
-        or len(down) != len(widths)
-        or any(width % widths[0] for width in widths)
-        or size is None
-    ):
-        raise ValueError(
-            f"{path} has down_block_types {down}, up_block_types {up}, block_out_channels {widths} "
-            f"and sample_size {values['sample_size']}; our UNet has no such architecture."
-        )
-    if values["in_channels"] != values["out_channels"]:
-        raise ValueError(
-            f"{path} has {values['in_channels']} in_channels and {values['out_channels']} "
-            "out_channels; only equal numbers are supported."
-        )
-    classes, null_class = values.get("num_class_embeds"), values.get(_NULL_CLASS)
-    if classes is not None and null_class != classes - 1:
-        raise ValueError(
-            f"{path} has num_class_embeds = {classes}, none of which means no label; "
-            "it cannot be read."
-        )
-    return UNetConfig(
-        image_size=size,
-        image_channels=values["in_channels"],
+def unet_of_diffusers(values: dict[str, Any], path: Path) -> UNetConfig:
+    """The architecture in a UNet2DModel's config.json; all that our UNet lacks is named at once."""
+    kind = values.get("_class_name", "UNet2DModel")
+    if kind != "UNet2DModel":
+        raise ValueError(f"{path} describes a {str(kind)[:60]}; only a UNet2DModel can be read.")
+    _check_types(values, path)
+    settings = {name: values.get(name, word.default) for name, word in _WORDS.items()}
+    size, widths = settings["sample_size"], settings["block_out_channels"]
+    obstacles = list(_obstacles(settings))
+    if obstacles:
+        raise ValueError(f"{path} has what our UNet cannot be: {'; '.join(obstacles)}.")
+    head, classes = settings["attention_head_dim"], settings["num_class_embeds"]
+    null_class, scale_shift = (
+        settings[_NULL_CLASS],
+        settings["resnet_time_scale_shift"] != "default",
+    )
+    attends = ["Attn" in name for name in settings["down_block_types"]]
+    config = UNetConfig(
+        image_size=(size := size[0] if isinstance(size, list) else size),
+        image_channels=settings["in_channels"],
         channels=widths[0],
         multipliers=tuple(width // widths[0] for width in widths),
-        blocks=values.get("layers_per_block", 2),
+        blocks=settings["layers_per_block"],
         attention_resolutions=tuple(size >> i for i, attend in enumerate(attends) if attend),
-        groups=values.get("norm_num_groups", 32),
-        dropout=values.get("dropout", 0.0),
-        num_classes=null_class or 0,
+        groups=settings["norm_num_groups"],
+        dropout=float(settings["dropout"]),
+        num_classes=(classes or 0) if null_class is None else null_class,
+        variants=Variants(
+            head_channels=head or 0,
+            norm_eps=settings["norm_eps"],
+            cosine_first=settings["flip_sin_to_cos"],
+            frequency_shift=settings["freq_shift"],
+            symmetric_downsampling=settings["downsample_padding"] == 1,
+            scale_shift=scale_shift,
+            # diffusers leaves it out with scale_shift, unless asked for.
+            middle_norm=not scale_shift or settings["attn_norm_num_groups"] is not None,
+            null_class=classes is None or null_class is not None,
+        ),
     )
+    try:
+        config.check()
+    except ValueError as error:
+        raise ValueError(f"{path} describes a network that cannot be built: {error}") from error
+    return config
+
+
+def learns_sigma(values: dict[str, Any]) -> bool:
+    """Whether the network has a second half of outputs, for σ."""
+    return bool(values.get("out_channels", 3) == 2 * values.get("in_channels", 3))
+
+
+def _check_types(values: dict[str, Any], path: Path) -> None:
+    """Raise a ValueError that names all settings that are missing or have the wrong type."""
+    wrong = []
+    for name, word in _WORDS.items():
+        value = values.get(name, word.default)
+        if value is _REQUIRED:
+            wrong.append(f"no {name}")
+        elif type(value) not in word.kinds:
+            wrong.append(f"{name} = {_shown(value)}")
+        elif isinstance(value, list):
+            item = str if name.endswith("types") else int
+            if not 1 <= len(value) <= 20 or any(type(part) is not item for part in value):
+                wrong.append(f"{name} = {_shown(value)}")
+    if wrong:
+        raise ValueError(
+            f"{path} is not a config.json of a UNet2DModel: it has {', '.join(wrong)}."
+        )
+
+
+def _obstacles(settings: dict[str, Any]) -> Iterator[str]:
+    """What our UNet cannot be, each with its value."""
+    for name, word in _WORDS.items():
+        if word.readable and settings[name] not in word.readable:
+            allowed = " or ".join(map(repr, word.readable))
+            yield f"{name} = {_shown(settings[name])} (only {allowed})"
+    widths, down, up = (
+        settings[name] for name in ("block_out_channels", "down_block_types", "up_block_types")
+    )
+    attends = ["Attn" in name for name in down]
+    known = all(name in ("DownBlock2D", "AttnDownBlock2D") for name in down)
+    known = known and all(name in ("UpBlock2D", "AttnUpBlock2D") for name in up)
+    if not known or ["Attn" in name for name in up] != attends[::-1] or len(down) != len(widths):
+        yield (
+            f"down_block_types {_shown(down)} and up_block_types {_shown(up)} (only DownBlock2D "
+            "and AttnDownBlock2D, one per width, and the same upwards in reverse)"
+        )
+    if isinstance(size := settings["sample_size"], list) and len(set(size)) > 1:
+        yield f"sample_size = {_shown(size)} (only squares)"
+    if widths[0] < 1 or any(width < 1 or width % widths[0] for width in widths):
+        yield f"block_out_channels {_shown(widths)} (only multiples of the first)"
+    if settings["out_channels"] not in (settings["in_channels"], 2 * settings["in_channels"]):
+        yield (
+            f"{settings['in_channels']} in_channels and {settings['out_channels']} out_channels "
+            "(only as many, or twice as many with a learned σ)"
+        )
+    classes, null_class = settings["num_class_embeds"], settings[_NULL_CLASS]
+    if classes is not None and (classes < 1 or null_class not in (None, classes - 1)):
+        yield f"num_class_embeds = {classes} with {_NULL_CLASS} = {null_class}"
+    groups = settings["attn_norm_num_groups"]
+    if groups not in (None, settings["norm_num_groups"]):
+        yield f"attn_norm_num_groups = {groups} (only norm_num_groups)"
+    if settings["attention_head_dim"] == 0:
+        yield "attention_head_dim = 0"
+
+
+def _shown(value: Any) -> str:
+    """A value of the file, cut to what fits a message."""
+    return reprlib.repr(value)
 
 
 def unet_to_diffusers(config: UNetConfig) -> dict[str, Any]:
     """The config.json of an architecture."""
+    kinds = config.variants
     attention = [
         "Attn" if config.image_size >> level in config.attention_resolutions else ""
         for level in range(len(config.multipliers))
     ]
-    classes = {"num_class_embeds": config.num_classes + 1, _NULL_CLASS: config.num_classes}
+    classes: dict[str, Any] = {"num_class_embeds": config.class_rows() or None}
+    if config.num_classes and kinds.null_class:
+        classes[_NULL_CLASS] = config.num_classes
     return {
         "_class_name": "UNet2DModel",
-        **{name: ours for name, (ours, _) in _FIXED.items()},
+        **{name: word.readable[0] for name, word in _WORDS.items() if word.readable},
         "sample_size": config.image_size,
         "in_channels": config.image_channels,
         "out_channels": config.image_channels,
@@ -137,66 +229,12 @@ def unet_to_diffusers(config: UNetConfig) -> dict[str, Any]:
         "dropout": config.dropout,
         "down_block_types": [f"{attn}DownBlock2D" for attn in attention],
         "up_block_types": [f"{attn}UpBlock2D" for attn in reversed(attention)],
-        **(classes if config.num_classes else {}),
-    }
-
-
-def schedule_of_diffusers(path: str | Path) -> DiffusionConfig:
-    """The noising process of a diffusers folder's scheduler, or the paper's if there is none."""
-    places = (Path(path) / folder / "scheduler_config.json" for folder in ("scheduler", "."))
-    file = next((place for place in places if place.is_file()), None)
-    if file is None:
-        return DiffusionConfig()
-    values = read_json(file, "a folder of diffusers")
-    schedules, predictions = (
-        {theirs: ours for ours, theirs in names.items()} for names in (_BETAS, _PREDICTIONS)
-    )
-    T, start, end = (
-        values.get(word, default)
-        for word, default in (
-            ("num_train_timesteps", 1000),
-            ("beta_start", 1e-4),
-            ("beta_end", 0.02),
-        )
-    )
-    betas, trained = (
-        schedules.get(values.get("beta_schedule", "linear")),
-        values.get("trained_betas"),
-    )
-    if trained is not None:  # β of a schedule that has no name in diffusers
-        tables = {name: make(T, start, end) for name, make in BETAS.items()}
-        same = (name for name, table in tables.items() if np.array_equal(table, trained))
-        betas = next(same, None)
-    prediction = predictions.get(values.get("prediction_type", "epsilon"))
-    if betas is None or prediction is None:
-        raise ValueError(
-            f"{file} has beta_schedule {values.get('beta_schedule')!r}, prediction_type "
-            f"{values.get('prediction_type')!r} and trained_betas {str(trained)[:40]}; known are "
-            f"{list(schedules)} and {list(predictions)}."
-        )
-    return DiffusionConfig(
-        num_steps=T,
-        schedule=betas,
-        beta_start=start,
-        beta_end=end,
-        zero_terminal_snr=values.get("rescale_betas_zero_snr", False),
-        prediction=prediction,  # type: ignore[arg-type]
-    )
-
-
-def schedule_to_diffusers(diffusion: DiffusionConfig) -> dict[str, Any]:
-    """The scheduler_config.json of a noising process; unknown β schedules as numbers."""
-    betas = BETAS[diffusion.schedule](diffusion.num_steps, diffusion.beta_start, diffusion.beta_end)
-    named = diffusion.schedule in _BETAS
-    return {
-        "_class_name": "DDIMScheduler",
-        "num_train_timesteps": diffusion.num_steps,
-        "beta_start": diffusion.beta_start,
-        "beta_end": diffusion.beta_end,
-        "beta_schedule": _BETAS.get(diffusion.schedule, "linear"),
-        "trained_betas": None if named else betas.tolist(),
-        "rescale_betas_zero_snr": diffusion.zero_terminal_snr,
-        "prediction_type": _PREDICTIONS[diffusion.prediction],
-        "clip_sample": False,
-        "set_alpha_to_one": True,
+        "attention_head_dim": kinds.head_channels or None,
+        "attn_norm_num_groups": config.groups if kinds.scale_shift and kinds.middle_norm else None,
+        "norm_eps": kinds.norm_eps,
+        "flip_sin_to_cos": kinds.cosine_first,
+        "freq_shift": kinds.frequency_shift,
+        "downsample_padding": int(kinds.symmetric_downsampling),
+        "resnet_time_scale_shift": "scale_shift" if kinds.scale_shift else "default",
+        **classes,
     }

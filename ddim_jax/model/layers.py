@@ -8,23 +8,30 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 
-def sinusoidal_embedding(t: Int[Array, " B"], frequencies: int) -> Float[Array, "B E"]:
-    """[sin ω_k t, cos ω_k t] with ω_k = 10000^(−k/(K−1)), k = 0 … K−1, for 0-based t.
+def sinusoidal_embedding(
+    t: Int[Array, " B"], frequencies: int, shift: int = 1, cosine_first: bool = False
+) -> Float[Array, "B E"]:
+    """[sin ω_k t, cos ω_k t] with ω_k = 10000^(−k/(K−shift)), k = 0 … K−1, for 0-based t.
 
     The K − 1 in the exponent follows the code of arXiv:2006.11239; arXiv:1706.03762 has K.
 
     >>> sinusoidal_embedding(jnp.array([0]), 2).tolist()
     [[0.0, 0.0, 1.0, 1.0]]
     """
-    omega = jnp.exp(-jnp.log(10000.0) * jnp.arange(frequencies) / (frequencies - 1))
+    omega = jnp.exp(-jnp.log(10000.0) * jnp.arange(frequencies) / (frequencies - shift))
     angle = t[:, None].astype(jnp.float32) * omega[None, :]
-    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1)
+    waves = [jnp.sin(angle), jnp.cos(angle)]
+    return jnp.concatenate(waves[::-1] if cosine_first else waves, axis=1)
 
 
 def group_norm(
-    x: Float[Array, "B H W C"], scale: Float[Array, " C"], bias: Float[Array, " C"], groups: int
+    x: Float[Array, "B H W C"],
+    scale: Float[Array, " C"],
+    bias: Float[Array, " C"],
+    groups: int,
+    eps: float = 1e-6,
 ) -> Float[Array, "B H W C"]:
-    """(x − mean)/√(variance + 10⁻⁶) over the pixels and channels of a group, · scale + bias."""
+    """(x − mean)/√(variance + eps) over the pixels and channels of a group, · scale + bias."""
 
     def mean(of: Array) -> Array:
         # Pixels first: summing few adjacent channels first, as nnx.GroupNorm does, is slow on CPUs.
@@ -35,7 +42,7 @@ def group_norm(
     scale, bias = (value.reshape(1, 1, 1, -1) for value in (scale, bias))
     x = x.astype(scale.dtype)  # float32; the next layer casts
     centred = x - mean(x)
-    return centred * (jax.lax.rsqrt(mean(centred**2) + 1e-6) * scale) + bias
+    return centred * (jax.lax.rsqrt(mean(centred**2) + eps) * scale) + bias
 
 
 def initial_values(shapes: Any, zero_init: bool, key: Key[Array, ""]) -> Any:

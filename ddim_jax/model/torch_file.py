@@ -3,29 +3,34 @@
     zip (PyTorch 1.6 and newer): NAME/data.pkl, a pickle, whose tensors point to NAME/data/KEY
     legacy: four pickles (magic number, protocol, system, the object), keys, the numbers of each
 
-A pickle is a program that may call any function it can name. Here the names that `torch.save` uses
-for tensors map to our own functions, and every other name is rejected.
+Every storage is read whole before its tensors are returned, and no file can make more than a small
+multiple of its size.
 """
 
-import functools
 import io
-import pickle
+import stat
 import zipfile
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from .tensor_pickle import Storages, run_pickle
+
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-# Strings, since a pickle cannot call a string.
-_STORAGES = {
-    "DoubleStorage": "f8", "FloatStorage": "f4", "HalfStorage": "f2", "BFloat16Storage": "bfloat16",
-    "LongStorage": "i8", "IntStorage": "i4", "ShortStorage": "i2", "CharStorage": "i1",
-    "ByteStorage": "u1", "BoolStorage": "?",
-}  # fmt: skip
+
+
+def check_regular(path: Path, wanted: str) -> None:
+    """Raise a ValueError unless `path` is an ordinary file: a pipe or a device may never end."""
+    try:
+        kind = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path} cannot be read ({reason}); give {wanted}.") from error
+    if not stat.S_ISREG(kind):
+        raise ValueError(f"{path} is not an ordinary file; give {wanted}.")
 
 
 def read_torch_file(path: Path) -> Any:
@@ -33,14 +38,19 @@ def read_torch_file(path: Path) -> Any:
 
     A file that holds anything else, or is damaged or missing, raises a ValueError.
     """
+    check_regular(path, "the path of a checkpoint")
     try:
         with open(path, "rb") as file:
-            return _read_zip(file) if zipfile.is_zipfile(file) else _read_legacy(file)
+            length = file.seek(0, io.SEEK_END)
+            file.seek(0)
+            magic = file.read(4)
+            file.seek(0)
+            return (_read_zip if magic == b"PK\x03\x04" else _read_legacy)(file, length)
     except OSError as error:
         raise ValueError(
             f"{path} cannot be read ({error.strerror or error}); give the path of a checkpoint."
         ) from error
-    except Exception as error:  # a damaged pickle can raise anything
+    except Exception as error:  # a damaged file can raise anything
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise ValueError(
             f"{path} is not a PyTorch checkpoint of tensors, or is damaged ({reason}); "
@@ -48,93 +58,77 @@ def read_torch_file(path: Path) -> Any:
         ) from error
 
 
-def _read_zip(file: BinaryIO) -> Any:
+def _read_zip(file: Any, length: int) -> Any:
     with zipfile.ZipFile(file) as archive:
-        names = archive.namelist()
+        members = archive.infolist()
+        packed = next((m for m in members if m.compress_type != zipfile.ZIP_STORED), None)
+        if packed is not None:
+            raise ValueError(f"{packed.filename} is compressed, as PyTorch's never are")
+        if sum(member.file_size for member in members) > length:
+            raise ValueError("its members overlap")
+        names = {member.filename for member in members}
+        if len(names) < len(members):
+            raise ValueError("two of its members have one name")
         (program,) = (name for name in names if name.endswith("/data.pkl") and name.count("/") == 1)
         folder = program.removesuffix("data.pkl")
         big = f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") == b"big"
 
-        @functools.cache
-        def storage(dtype: str, key: str, count: int) -> np.ndarray:
-            info = archive.getinfo(f"{folder}data/{key}")
-            if info.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(f"{info.filename} is compressed, as PyTorch's never are")
-            numbers = np.frombuffer(archive.read(info), _dtype(dtype, big))
+        def read(dtype: np.dtype, key: str, count: int) -> np.ndarray:
+            if f"{folder}data/{key}" not in names:
+                raise ValueError(f"it lacks the numbers {key[:100]}")
+            numbers = np.frombuffer(archive.read(f"{folder}data/{key}"), dtype)
             if len(numbers) != count:
-                raise ValueError(f"{info.filename} has {len(numbers)} numbers instead of {count}")
+                raise ValueError(f"data/{key} has {len(numbers)} numbers instead of {count}")
             return numbers
 
-        return _unpickle(io.BytesIO(archive.read(program)), storage)
+        return run_pickle(io.BytesIO(archive.read(program)), _once(read, big), length)
 
 
-def _read_legacy(file: io.BufferedReader) -> Any:
+def _read_legacy(file: Any, length: int) -> Any:
     def refuse(dtype: str, key: str, count: int) -> np.ndarray:
         raise ValueError("a tensor where the file's header should be")
 
-    length = file.seek(0, io.SEEK_END)
-    file.seek(0)
-    if _unpickle(file, refuse) != _MAGIC or _unpickle(file, refuse) != _PROTOCOL:
+    file = io.BytesIO(file.read(length))
+    if run_pickle(file, refuse, length) != _MAGIC or run_pickle(file, refuse, length) != _PROTOCOL:
         raise ValueError("another format")
-    big = not _unpickle(file, refuse)["little_endian"]
-    storages: dict[str, np.ndarray] = {}
+    big = not run_pickle(file, refuse, length)["little_endian"]
+    waiting: dict[str, np.ndarray] = {}
+    reserved = 0
 
-    def storage(dtype: str, key: str, count: int) -> np.ndarray:
-        # The numbers come after the object: reserve memory, but no more than the file can fill.
-        if key not in storages:
-            if not 0 <= count <= length // _dtype(dtype, big).itemsize:
-                raise ValueError(f"a tensor of {count} numbers in a file of {length} bytes")
-            storages[key] = np.empty(count, _dtype(dtype, big))
-        return storages[key]
+    def reserve(dtype: np.dtype, key: str, count: int) -> np.ndarray:
+        # The numbers come after the object.
+        nonlocal reserved
+        reserved += count * dtype.itemsize
+        if reserved > length:
+            raise ValueError(f"tensors of {reserved} bytes in a file of {length}")
+        return waiting.setdefault(key, np.zeros(count, dtype))
 
-    content = _unpickle(file, storage)
-    for key in _unpickle(file, refuse):
-        room = storages[key]
+    content = run_pickle(file, _once(reserve, big), length)
+    for key in run_pickle(file, refuse, length):
+        room = waiting.pop(key)  # KeyError: numbers that no tensor has, or twice
         count = np.frombuffer(file.read(8), _dtype("i8", big))[0]
         if count != len(room) or file.readinto(room.view(np.uint8).data) != room.nbytes:
             raise ValueError("the file ends within a tensor")
+    if waiting:
+        raise ValueError(f"it lacks the numbers of {len(waiting)} tensors")
     return content
+
+
+def _once(read: Callable[[np.dtype, str, int], np.ndarray], big: bool) -> Storages:
+    """Storages from `read(dtype, key, count)`, each read once; all its tensors must agree on it."""
+    known: dict[str, tuple[str, int, np.ndarray]] = {}
+
+    def storage(dtype: str, key: str, count: int) -> np.ndarray:
+        if key not in known:
+            known[key] = (dtype, count, read(_dtype(dtype, big), key, count))
+        *declared, numbers = known[key]
+        if declared != [dtype, count]:
+            raise ValueError(f"two tensors differ about the numbers {key[:100]}")
+        return numbers
+
+    return storage
 
 
 def _dtype(name: str, big: bool) -> np.dtype:
     dtype = np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
     return dtype.newbyteorder(">" if big else "<")
-
-
-def _unpickle(file: Any, storage: Callable[[str, str, int], np.ndarray]) -> Any:
-    """One object, in which `storage(dtype, key, count)` gives the numbers behind tensors."""
-
-    def tensor(numbers: Any, offset: Any, size: Any, stride: Any, *_: Any) -> np.ndarray:
-        sound = isinstance(numbers, np.ndarray) and len(size) == len(stride)
-        if not sound or min(offset, *size, *stride, 0) < 0:
-            raise ValueError(f"a tensor with offset {offset}, size {size} and stride {stride}")
-        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-        if 0 not in size and last >= len(numbers):
-            raise ValueError(f"a tensor of size {tuple(size)} over {len(numbers)} numbers")
-        steps = [step * numbers.itemsize for step in stride]
-        return np.lib.stride_tricks.as_strided(
-            numbers[offset:], tuple(size), steps, writeable=False
-        )
-
-    # Created for every object, so that no pickle can change them for the next one.
-    known: dict[str, Any] = {
-        "collections.OrderedDict": OrderedDict,
-        "torch._utils._rebuild_tensor_v2": tensor,
-        "torch._utils._rebuild_parameter": lambda data, *_: data,
-        "torch.Size": lambda *items: tuple(*items),
-        **{f"torch.{name}": dtype for name, dtype in _STORAGES.items()},
-    }
-
-    class Reader(pickle.Unpickler):
-        def find_class(self, module: str, name: str) -> Any:
-            if f"{module}.{name}" not in known:
-                raise pickle.UnpicklingError(f"it names {module}.{name}, not part of a tensor")
-            return known[f"{module}.{name}"]
-
-        def persistent_load(self, pid: Any) -> np.ndarray:
-            what, dtype, key, _, count, *view = pid
-            if what != "storage" or dtype not in _STORAGES.values() or any(view):
-                raise pickle.UnpicklingError(f"it holds a {what} of {dtype}")
-            return storage(dtype, str(key), int(count))
-
-    return Reader(file).load()

@@ -11,6 +11,7 @@ Flax: elsewhere a network is a nested dict of float32 arrays, and a function
 
 with x (B, H, W, C) in about [−1, 1] and t (B,) in 0 … T−1. label (B,) is in 0 … num_classes, where
 num_classes means no label, as does None. Dropout is active only if a key is given.
+`config.variants` is what networks of diffusers do otherwise; a reader of the paper may skip it.
 """
 
 import functools
@@ -102,6 +103,9 @@ def unet_apply(
             raise ValueError(
                 "a label was given to a network without classes; train with --model.num-classes."
             )
+        if label is None and config.num_classes and not config.variants.null_class:
+            known = f"0 to {config.num_classes - 1}"
+            raise ValueError(f"this network needs a label for every image; give --label {known}.")
         return nnx.merge(graph, params)(x, t, label, dropout_key)
 
     return apply
@@ -111,17 +115,17 @@ class UNet(nnx.Module):
     """ε_θ(x_t, t) for images of one size."""
 
     def __init__(self, build: Build, remat: bool):
-        config = build.config
+        config, kinds = build.config, build.config.variants
         widths = [config.channels * multiplier for multiplier in config.multipliers]
         attends = [
             config.image_size >> i in config.attention_resolutions for i in range(len(widths))
         ]
-        self.frequencies = config.channels // 2
+        self.config = config
         width = 4 * config.channels
         dense = [_dense(inputs, width, build) for inputs in (config.channels, width)]
         self.temb = nnx.Dict(dense=nnx.List(dense))
         # One row per class, and one for no label, which label dropout trains and guidance needs.
-        table = nnx.Embed(config.num_classes + 1, width, embedding_init=_ZEROS, rngs=_NO_KEYS)
+        table = nnx.Embed(config.class_rows() or 1, width, embedding_init=_ZEROS, rngs=_NO_KEYS)
         self.classes = table if config.num_classes else None
         self.conv_in = _conv(config.image_channels, config.channels, 3, build)
         self.block = nnx.remat(_block, static_argnums=(1,)) if remat else _block
@@ -132,7 +136,8 @@ class UNet(nnx.Module):
             inputs = [width] + [out] * (config.blocks - 1)
             last = level == len(widths) - 1
             # Padded on the right and at the bottom, as in the official code.
-            conv = None if last else _conv(out, out, 3, build, strides=2, padding=[(0, 1), (0, 1)])
+            pad = [(int(kinds.symmetric_downsampling), 1)] * 2
+            conv = None if last else _conv(out, out, 3, build, strides=2, padding=pad)
             down.append(Level(inputs, out, attends[level], build, downsample=conv))
             skips += [out] * (config.blocks + (not last))
             width = out
@@ -158,7 +163,9 @@ class UNet(nnx.Module):
     ) -> Images:
         rngs = None if dropout_key is None else nnx.Rngs(dropout=dropout_key)
         first, second = self.temb.dense
-        embedding = second(nnx.silu(first(sinusoidal_embedding(t, self.frequencies))))
+        frequencies, kinds = self.config.channels // 2, self.config.variants
+        waves = sinusoidal_embedding(t, frequencies, kinds.frequency_shift, kinds.cosine_first)
+        embedding = second(nnx.silu(first(waves)))
         if self.classes is not None:
             if label is None:
                 label = jnp.full_like(t, self.classes.num_embeddings - 1)
@@ -211,7 +218,7 @@ class Middle(nnx.Module):
 
     def __init__(self, width: int, build: Build):
         self.block_1 = ResidualBlock(width, width, build)
-        self.attn_1 = Attention(width, build)
+        self.attn_1 = Attention(width, build, norm=build.config.variants.middle_norm)
         self.block_2 = ResidualBlock(width, width, build)
 
     def __call__(self, h: Maps, embedding: Embedding, rngs: nnx.Rngs | None) -> Maps:
@@ -219,12 +226,17 @@ class Middle(nnx.Module):
 
 
 class ResidualBlock(nnx.Module):
-    """h + conv(dropout(silu(norm(conv(silu(norm h)) + dense(silu(embedding))))))."""
+    """h + conv(dropout(silu(norm(conv(silu(norm h)) + dense(silu(embedding)))))).
+
+    With `scale_shift`, dense(silu(embedding)) = (a, b), and norm(…) is (1 + a) · norm(conv(…)) + b.
+    """
 
     def __init__(self, inputs: int, out: int, build: Build):
         self.norm1 = GroupNorm(inputs, build)
         self.conv1 = _conv(inputs, out, 3, build)
-        self.temb_proj = _dense(4 * build.config.channels, out, build)
+        self.scale_shift = build.config.variants.scale_shift
+        width = 2 * out if self.scale_shift else out
+        self.temb_proj = _dense(4 * build.config.channels, width, build)
         self.norm2 = GroupNorm(out, build)
         self.dropout = nnx.Dropout(build.config.dropout)
         self.conv2 = _conv(out, out, 3, build)
@@ -232,22 +244,30 @@ class ResidualBlock(nnx.Module):
 
     def __call__(self, x: Maps, embedding: Embedding, rngs: nnx.Rngs | None) -> Maps:
         h = self.conv1(nnx.silu(self.norm1(x)))
-        h = h + self.temb_proj(nnx.silu(embedding))[:, None, None, :]
-        h = self.dropout(nnx.silu(self.norm2(h)), deterministic=rngs is None, rngs=rngs)
+        embedding = self.temb_proj(nnx.silu(embedding))[:, None, None, :]
+        if self.scale_shift:
+            scale, shift = jnp.split(embedding, 2, axis=-1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + embedding)
+        h = self.dropout(nnx.silu(h), deterministic=rngs is None, rngs=rngs)
         return self.conv2(h) + (x if self.nin_shortcut is None else self.nin_shortcut(x))
 
 
 class Attention(nnx.Module):
-    """x + proj(softmax(q kᵀ/√C) v) over all positions, one head."""
+    """x + proj(softmax(q kᵀ/√C) v) over all positions, in each head of C channels."""
 
-    def __init__(self, width: int, build: Build):
-        self.norm = GroupNorm(width, build)
+    def __init__(self, width: int, build: Build, norm: bool = True):
+        self.heads = build.config.heads(width)
+        self.norm = GroupNorm(width, build) if norm else None
         self.q, self.k, self.v, self.proj_out = (_dense(width, width, build) for _ in range(4))
 
     def __call__(self, x: Maps) -> Maps:
         batch, height, width, channels = x.shape
-        h = self.norm(x).reshape(batch, height * width, 1, channels)
-        h = jax.nn.dot_product_attention(self.q(h), self.k(h), self.v(h))
+        h = (x if self.norm is None else self.norm(x)).reshape(batch, height * width, 1, channels)
+        split = (batch, height * width, self.heads, channels // self.heads)
+        q, k, v = (layer(h).reshape(split) for layer in (self.q, self.k, self.v))
+        h = jax.nn.dot_product_attention(q, k, v).reshape(h.shape)
         return x + self.proj_out(h).reshape(x.shape)
 
 
@@ -256,10 +276,10 @@ class GroupNorm(nnx.Module):
 
     def __init__(self, width: int, build: Build):
         self.scale, self.bias = nnx.Param(jnp.ones(width)), nnx.Param(jnp.zeros(width))
-        self.groups = build.config.groups
+        self.groups, self.eps = build.config.groups, build.config.variants.norm_eps
 
     def __call__(self, x: Maps) -> Maps:
-        return group_norm(x, self.scale[...], self.bias[...], self.groups)
+        return group_norm(x, self.scale[...], self.bias[...], self.groups, self.eps)
 
 
 def _dense(inputs: int, out: int, build: Build) -> nnx.Linear:

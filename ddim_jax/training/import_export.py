@@ -9,8 +9,9 @@ import tyro
 from rich.console import Console
 
 from ..config import UNetConfig, presets, save_config
-from ..model.diffusers_layout import schedule_of_diffusers
-from ..model.pretrained import load_pretrained, save_diffusers
+from ..model.diffusers_scheduler import schedule_of_diffusers
+from ..model.hub import fetch, is_hub_name
+from ..model.pretrained import import_remarks, load_pretrained, save_diffusers
 from .checkpoint import checkpoints, latest_step, load_run, save_checkpoint
 from .state import initial_state, make_optimizer
 
@@ -20,7 +21,8 @@ class ImportConfig:
     """Make a run directory from published weights, to sample from or to train further."""
 
     weights: tyro.conf.Positional[Path]
-    """An official checkpoint (.ckpt, .pt, .pth, .safetensors), or a UNet2DModel folder."""
+    """An official checkpoint (.ckpt, .pt, .pth, .safetensors), a UNet2DModel folder, or OWNER/NAME
+    on the Hugging Face Hub."""
     run: tyro.conf.Positional[Path]
     """The run directory to make."""
     image_size: int = UNetConfig.image_size
@@ -45,14 +47,18 @@ def import_run(config: ImportConfig, console: Console) -> None:
     """Save the weights as step 0 of a new run with the paper's training settings."""
     if latest_step(config.run) is not None:
         raise ValueError(f"{config.run} holds a checkpoint already; choose another directory.")
-    model, params = load_pretrained(
-        config.weights, image_size=config.image_size, groups=config.groups
-    )
+    weights = config.weights
+    if is_hub_name(weights):
+        weights = fetch(weights.as_posix())
+    model, params = load_pretrained(weights, image_size=config.image_size, groups=config.groups)
+    preset = presets()["cifar10"]
+    dropout = preset.train.label_dropout if model.variants.null_class else 0.0
     run = replace(
-        presets()["cifar10"],
+        preset,
         out=str(config.run),
         model=model,
-        diffusion=schedule_of_diffusers(config.weights),
+        diffusion=schedule_of_diffusers(weights),
+        train=replace(preset.train, label_dropout=dropout),
     )
     run.check()
     _write(config.run, lambda: config.run.mkdir(parents=True, exist_ok=True))
@@ -62,13 +68,18 @@ def import_run(config: ImportConfig, console: Console) -> None:
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     size = f"{count:,} parameters for images {model.image_shape()}"
     console.print(f"{config.run}: {size}, from {config.weights}")
+    for remark in import_remarks(weights):
+        console.print(f"  {remark}")
 
 
 def export_run(config: ExportConfig, console: Console) -> None:
     """Write a run's weights and noising process for diffusers."""
     run, params = load_run(config.run, config.checkpoint)
     _write(config.folder, lambda: save_diffusers(config.folder, run.model, params, run.diffusion))
-    console.print(f'{config.folder}: UNet2DModel.from_pretrained("{config.folder}") loads it')
+    console.print(
+        f'{config.folder}: UNet2DModel.from_pretrained("{config.folder}") loads it, and so does '
+        "DDIMPipeline.from_pretrained"
+    )
 
 
 def _write(path: Path, action: Any) -> None:

@@ -1,5 +1,6 @@
 """train.py export and import."""
 
+import json
 import re
 
 import jax
@@ -17,9 +18,16 @@ def test_a_run_exported_and_imported_is_the_same_and_trains_on(tiny_run, command
     status, out, err = command("train", "export", tiny_run, folder)
     assert (status, err) == (0, "")
     assert f'UNet2DModel.from_pretrained("{folder}")' in out
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index == {
+        "_class_name": "DDIMPipeline",
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "unet": ["diffusers", "UNet2DModel"],
+    }
     status, out, err = command("train", "import", folder, run)
     assert (status, err) == (0, "")
     assert re.search(r"[\d,]+ parameters for images \(8, 8, 1\), from ", out)
+    assert "not taken over: timestep_spacing = 'leading' (pass --timesteps uniform)" in out
     (config, params), (expected, expected_params) = load_run(run), load_run(tiny_run)
     jax.tree.map(np.testing.assert_array_equal, params, expected_params)
     assert (config.model, config.diffusion) == (expected.model, expected.diffusion)
@@ -35,3 +43,8 @@ def test_a_run_exported_and_imported_is_the_same_and_trains_on(tiny_run, command
     status, out, err = command("train", run / "config.json", "--data.source", "digits", *flags)
     assert (status, err, "resumes from step 0" in out) == (0, "", True)
     assert latest_step(run) == 1
+
+
+def test_a_run_is_not_imported_as_weights(tiny_run, command, tmp_path):
+    status, _, err = command("train", "import", tiny_run, tmp_path / "run")
+    assert (status, "is a run directory of train.py; sample from it" in err) == (1, True)

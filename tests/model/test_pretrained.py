@@ -12,7 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from ddim_jax.config import DiffusionConfig
 from ddim_jax.model import UNetConfig, build_unet, load_pretrained, save_diffusers, unet_apply
-from ddim_jax.model.diffusers_layout import schedule_of_diffusers, unet_to_diffusers
+from ddim_jax.model.diffusers_layout import unet_to_diffusers
+from ddim_jax.model.diffusers_scheduler import schedule_of_diffusers
 from tests.model.published import CONFIG, DIFFUSERS, HINTS, OFFICIAL, diffusers_folder, weights
 from tests.model.torch_writer import write_legacy, write_zip
 
