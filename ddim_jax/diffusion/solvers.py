@@ -105,7 +105,7 @@ def dpm_solver_pp(order: Integer, *, lower_order_final: bool | None = None) -> S
 
 
 def deis(order: Integer, *, lower_order_final: bool | None = None) -> Solver:
-    """DEIS, or LMS: (5) in ρ, for σ = 0.
+    """DEIS, or LMS: (5) in ρ, which is exact for σ = 0 only.
 
     >>> steps = Steps(*np.array([[2, 1], [1, 0]]), *np.array([[0.2, 0.5], [0.5, 1.0]]))
     >>> deis(2, lower_order_final=False)(steps, np.zeros(2)).epsilon.round(4).tolist()

@@ -6,7 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddim_jax import eta, quadratic_timesteps, step_table
+from ddim_jax import (
+    eta,
+    karras_timesteps,
+    logsnr_timesteps,
+    quadratic_timesteps,
+    step_table,
+)
 from ddim_jax.evaluation.ablate import Config
 from ddim_jax.evaluation.grammar import parse_sigma, parse_timesteps
 from ddim_jax.evaluation.grid import cells
@@ -96,6 +102,9 @@ def test_times_by_name_by_themselves_and_from_a_file(alpha_bar):
         for one, two in zip(cell.table, expected, strict=True):
             np.testing.assert_array_equal(one, two)
     np.testing.assert_array_equal(by_name.table.t[::-1], quadratic_timesteps(1000, 7))
+    for name, choose in (("logsnr", logsnr_timesteps), ("karras", karras_timesteps)):
+        (by_snr,) = cells(alpha_bar, ["eta=0.5"], [name], [7])
+        np.testing.assert_array_equal(by_snr.table.t[::-1], choose(alpha_bar, 7))
     assert own[0].name == "eta=0.5 1,101,301,601,901 S=5"
 
 
