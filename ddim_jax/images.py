@@ -57,6 +57,12 @@ def tile(rows: UInt8[np.ndarray, "R K H W C"]) -> tuple[UInt8[np.ndarray, "..."]
     return (canvas[..., 0] if channels == 1 else canvas), (height - _GAP, width - _GAP)
 
 
+def save_image(image: UInt8[np.ndarray, "H W C"], path: Path) -> None:
+    """Write one image as a PNG of its own size."""
+    with whole(path) as partial:
+        Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(partial, "PNG")
+
+
 def save_grid(images: UInt8[np.ndarray, "B H W C"], path: Path) -> None:
     """Write images as one PNG, row by row, as close to a square as possible."""
     columns = int(np.ceil(np.sqrt(len(images))))

@@ -43,6 +43,8 @@ class Config(FeatureFlags, DrawFlags):
     """One or more σ, each as in generate; the default is the paper's Table 1."""
     timesteps: tuple[str, ...] = ("quadratic",)
     """One or more τ, each as in generate."""
+    solver: tuple[str, ...] = ("first",)
+    """One or more solvers, each as in generate."""
     steps: tuple[int, ...] = ()
     """One or more S; empty: 10 20 50 100 1000, or on a CPU 5 10 20 50."""
     name: str = ""
@@ -62,8 +64,10 @@ class Config(FeatureFlags, DrawFlags):
                 f"--name is {self.name!r}; give a directory name other than 'cells' and "
                 "'reference', without a slash."
             )
-        if not (self.sigma and self.timesteps):
-            raise ValueError("--sigma and --timesteps are empty; give one or more of each.")
+        if not (self.sigma and self.timesteps and self.solver):
+            raise ValueError(
+                "--sigma, --timesteps and --solver may not be empty; give one or more of each."
+            )
 
     def resolved(self) -> "Config":
         """The configuration with the defaults of this machine filled in."""
@@ -79,7 +83,7 @@ def run(config: Config, console: Console) -> None:
     """Draw the missing images of a grid, measure them, and write the report."""
     config.check()
     config, source = config.resolved(), config.open()
-    grid = cells(source.alpha_bar, config.sigma, config.timesteps, config.steps)
+    grid = cells(source.alpha_bar, config.sigma, config.timesteps, config.steps, config.solver)
     baseline = _baseline(config.baseline, grid)
     features = load_features(config, source.directory, source.image_shape[-1], console)
     drawing = Drawing(source, config.seed, config.num_images, full_batch(config.batch_size))

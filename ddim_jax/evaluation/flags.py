@@ -74,13 +74,17 @@ class SamplerFlags(DrawFlags):
     sigma: str = "eta=0"
     """σ: eta=VALUE, ddpm, hat, [LABEL=]FILE, or [LABEL=]MODULE:FUNCTION[(numbers)]."""
     timesteps: str = "quadratic"
-    """τ: uniform, quadratic, trailing, linspace, a FILE of times, or times such as 1,21,41."""
+    """τ: uniform, quadratic, trailing, linspace, logsnr, karras, a FILE, or times as in 1,21,41."""
     steps: Annotated[int | None, COUNT] = None
     """S, the number of reverse steps; default 50, or the length of --sigma FILE or --timesteps."""
+    solver: str = "first"
+    """Order: first, adams=2, adams=3, dpmpp=2, deis=3, ipndm=4, or MODULE:FUNCTION[(numbers)]."""
 
     def cell(self, source: Source) -> Cell:
         """The sampler that the flags describe."""
-        (cell,) = cells(source.alpha_bar, [self.sigma], [self.timesteps], [self.steps or STEPS])
+        (cell,) = cells(
+            source.alpha_bar, [self.sigma], [self.timesteps], [self.steps or STEPS], [self.solver]
+        )
         if self.steps not in (None, cell.steps):
             raise ValueError(
                 f"--steps is {self.steps}, and --sigma {self.sigma} or --timesteps "

@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from ..files import make_directory, whole
-from ..images import save_grid, to_uint8
+from ..images import save_grid, save_image, to_uint8
 from ..sampler import labelled, make_sampler
 from ..settings import at_least
 from .flags import SamplerFlags
@@ -21,7 +21,7 @@ class Config(SamplerFlags):
     """Draw images from the averaged (EMA) weights of a run, or from an oracle."""
 
     out: Path = Path("samples.png")
-    """FILE.png: a grid. FILE.npz: uint8 (N, H, W, C) under the key `images`."""
+    """FILE.png: a grid. FILE.npz: uint8 `images`, as `arr_0` too. A directory: a PNG per image."""
     num_images: Annotated[int, at_least(1)] = 64
     """N: the images 0 … N−1 of the seed."""
     label: tuple[int, ...] = ()
@@ -32,9 +32,10 @@ class Config(SamplerFlags):
     def check(self) -> None:
         """Raise a ValueError if a field is out of range, or does not fit another field."""
         super().check()
-        if self.out.suffix not in (".png", ".npz"):
+        if self.out.suffix not in (".png", ".npz", ""):
             raise ValueError(
-                f"--out is {self.out}; its name must end in .png (a grid) or .npz (uint8 arrays)."
+                f"--out is {self.out}; its name must end in .png (a grid) or .npz (uint8 arrays), "
+                "or have no ending (a directory)."
             )
         if self.guidance != 1 and not self.label:
             raise ValueError(
@@ -45,7 +46,7 @@ class Config(SamplerFlags):
 def run(config: Config, console: Console) -> None:
     """Draw images and write them to `config.out`."""
     config.check()
-    make_directory(config.out.parent, config.out)
+    make_directory(config.out.parent if config.out.suffix else config.out, config.out)
     ready = config.ready(config.batch_size)
     _check_labels(config, ready.source)
     plan = ready.plan
@@ -60,16 +61,27 @@ def run(config: Config, console: Console) -> None:
     images = np.concatenate([to_uint8(part) for part in parts])
     if jax.process_index():  # each process has all the images; the first writes them
         return
-    if config.out.suffix == ".npz":
-        with whole(config.out) as partial:
-            np.savez_compressed(partial, images=images)
-    else:
-        save_grid(images, config.out)
+    _save(config, images)
     labels = ""
     if config.label:
         labels = f" labels {' '.join(map(str, config.label))}, guidance {config.guidance:g},"
     shape = images.shape[1:]
     console.print(f"{config.out}: {len(images):,} images {shape},{labels} {ready.describe()}")
+
+
+def _save(config: Config, images: np.ndarray) -> None:
+    """Write the file or the directory that --out names."""
+    if config.out.suffix == ".png":
+        save_grid(images, config.out)
+    elif config.out.suffix == ".npz":
+        # Both names of the same array, for readers of either: generate's, and ADM's evaluator.
+        arrays = {"images": images, "arr_0": images}
+        label = labelled(np.arange(len(images), dtype=np.uint32), config.label).label
+        with whole(config.out) as partial:
+            np.savez_compressed(partial, **arrays, **({} if label is None else {"label": label}))
+    else:
+        for i, image in enumerate(images):
+            save_image(image, config.out / f"{i:06d}.png")
 
 
 def _check_labels(config: Config, source: Source) -> None:

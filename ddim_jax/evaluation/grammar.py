@@ -1,11 +1,13 @@
-"""The grammar of σ and τ on the command line.
+"""The grammar of σ, τ and the solver on the command line.
 
     σ     eta=0.5 | ddpm | hat | [LABEL=]FILE | [LABEL=]MODULE:FUNCTION[(numbers)]
-    τ     uniform | quadratic | … | FILE | 1,21,…
+    τ     uniform | quadratic | … | official-quadratic | FILE | 1,21,…
+    order first | adams=2 | dpmpp=2 | deis=3 | ipndm=4 | MODULE:FUNCTION[(numbers)]
 
-A FUNCTION maps Steps to Sigmas. If numbers are given, it is called with them and must return such
-a function, as `eta` does. MODULE is an importable name, or the path of a Python file. A FILE is
-.npy, .csv or .json: σ, or σ and noise, one row per step, noisiest first; or the times of τ.
+A FUNCTION maps Steps to Sigmas, or for a solver (Steps, sigma) to a Correction. If numbers are
+given, it is called with them and must return such a function, as `eta` does. MODULE is an
+importable name, or the path of a Python file. A FILE is .npy, .csv or .json: σ, or σ and noise,
+one row per step, noisiest first; or the times of τ.
 """
 
 import csv
@@ -23,9 +25,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..diffusion.sigmas import SIGMAS, Sigmas, SigmaSchedule, custom, sigma_hat
-from ..diffusion.timesteps import TIMESTEPS
+from ..diffusion.solvers import SOLVERS, Correction, Solver
+from ..diffusion.timesteps import TIMESTEPS, official_timesteps
 
 _FILES = (".npy", ".csv", ".json")
+_FUNCTION = re.compile(r"(?P<module>[^()]+):(?P<function>\w+)(?:\((?P<numbers>.*)\))?")
 
 
 class Family(NamedTuple):
@@ -43,6 +47,7 @@ class Times(NamedTuple):
     name: str
     choose: Callable[[Any, int], np.ndarray]
     length: int | None = None
+    repeats: bool = False  # whether a time may be visited twice, as in the official code
 
 
 def parse_sigma(text: str) -> Family:
@@ -59,7 +64,7 @@ def parse_sigma(text: str) -> Family:
     if path.suffix in _FILES:
         columns = _sigma_columns(path)
         return Family(label or path.name, custom(*columns), length=len(columns[0]))
-    found = re.fullmatch(r"(?P<module>[^()]+):(?P<function>\w+)(?:\((?P<numbers>.*)\))?", source)
+    found = _FUNCTION.fullmatch(source)
     if not found:
         takes = ", ".join(f"{key}=VALUE" if _takes_number(key) else key for key in SIGMAS)
         raise ValueError(
@@ -93,20 +98,7 @@ def _takes_number(name: str) -> bool:
 
 
 def _own_schedule(source: str, module: str, function: str, numbers: str | None) -> SigmaSchedule:
-    """A user's function, called with the numbers, if there are any."""
-    try:
-        schedule = getattr(_import(module), function)
-    except (ImportError, AttributeError, OSError) as error:
-        raise ValueError(
-            f"--sigma is {source}, which cannot be imported ({error}); give MODULE:FUNCTION, "
-            "where MODULE is a name or the path of a .py file."
-        ) from error
-    if numbers is not None:
-        try:
-            values = [number + 0 for number in json.loads(f"[{numbers}]")]
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"--sigma is {source}; only numbers may stand in ( ).") from error
-        schedule = schedule(*values)
+    schedule = _own(f"--sigma is {source}", module, function, numbers)
 
     def checked(steps: Any) -> Sigmas:
         sigmas = schedule(steps)
@@ -118,6 +110,53 @@ def _own_schedule(source: str, module: str, function: str, numbers: str | None) 
         return sigmas
 
     return checked
+
+
+def parse_solver(text: str) -> tuple[str, Solver]:
+    """A solver and its name.
+
+    >>> parse_solver("adams=2")[0], parse_solver("first")[0]
+    ('adams=2', 'first')
+    """
+    name, equals, order = text.partition("=")
+    if name in SOLVERS:
+        if (name == "first") == bool(equals) or (equals and not order.isdecimal()):
+            raise ValueError(f"--solver is {text}; give first, or {name}=ORDER such as adams=2.")
+        return text, SOLVERS[name](*([int(order[:4])] if equals else []))
+    found = _FUNCTION.fullmatch(text)
+    if not found:
+        names = ", ".join(name if name == "first" else f"{name}=ORDER" for name in SOLVERS)
+        raise ValueError(f"--solver is {text}; give {names}, or your own MODULE:FUNCTION.")
+    solver = _own(f"--solver is {text}", **found.groupdict())
+
+    def checked(steps: Any, sigma: Any) -> Correction:
+        correction = solver(steps, sigma)
+        if not isinstance(correction, Correction):
+            raise ValueError(
+                f"--solver {text} gave a {type(correction).__name__}; it must map (Steps, sigma) "
+                "to Correction(x_0, epsilon)."
+            )
+        return correction
+
+    return text, checked
+
+
+def _own(flag: str, module: str, function: str, numbers: str | None) -> Callable[..., Any]:
+    """A user's function, called with the numbers, if there are any."""
+    try:
+        made = getattr(_import(module), function)
+    except (ImportError, AttributeError, OSError) as error:
+        raise ValueError(
+            f"{flag}, which cannot be imported ({error}); give MODULE:FUNCTION, "
+            "where MODULE is a name or the path of a .py file."
+        ) from error
+    if numbers is None:
+        return made
+    try:
+        values = [number + 0 for number in json.loads(f"[{numbers}]")]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{flag}; only numbers may stand in ( ).") from error
+    return made(*values)
 
 
 def _import(module: str) -> Any:
@@ -141,6 +180,9 @@ def parse_timesteps(text: str) -> Times:
     """
     if text in TIMESTEPS:
         return Times(text, TIMESTEPS[text])
+    official, _, kind = text.partition("-")
+    if official == "official" and kind in ("uniform", "quadratic"):
+        return Times(text, lambda bars, S: official_timesteps(len(bars) - 1, S, kind), repeats=True)
     path = Path(text)
     if path.suffix in _FILES:
         values = np.asarray(_read("timesteps", path), np.float64).ravel()
@@ -150,7 +192,8 @@ def parse_timesteps(text: str) -> Times:
             values, name = np.array([int(part) for part in text.split(",")], np.float64), text
         except ValueError as error:
             raise ValueError(
-                f"--timesteps is {text}; give {', '.join(TIMESTEPS)}, a FILE "
+                f"--timesteps is {text}; give {', '.join(TIMESTEPS)}, official-uniform, "
+                f"official-quadratic, a FILE "
                 f"({', '.join(_FILES)}) of times, or times such as 1,21,41."
             ) from error
     times = values.astype(np.int64)

@@ -1,16 +1,17 @@
-"""A grid of σ × τ × S as cells, each with a table of steps."""
+"""A grid of σ × τ × order × S as cells, each with a table of steps."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from ..diffusion.reverse import StepTable, step_table
-from .grammar import Family, Times, parse_sigma, parse_timesteps
+from .grammar import Family, Times, parse_sigma, parse_solver, parse_timesteps
 
 
 class Cell(NamedTuple):
-    """One sampler of a grid."""
+    """One sampler of a grid; `timesteps` names τ, and the solver unless it is the first order."""
 
     name: str
     sigma: str
@@ -21,23 +22,30 @@ class Cell(NamedTuple):
 
 
 def cells(
-    alpha_bar: np.ndarray, sigmas: Iterable[str], timesteps: Iterable[str], steps: Sequence[int]
+    alpha_bar: np.ndarray,
+    sigmas: Iterable[str],
+    timesteps: Iterable[str],
+    steps: Sequence[int],
+    solvers: Iterable[str] = ("first",),
 ) -> list[Cell]:
-    """Every σ at every τ and S; an array of σ or a list of times only at its own S."""
+    """Every σ at every τ, solver and S; an array of σ or a list of times only at its own S."""
     made = []
-    for times in map(parse_timesteps, timesteps):
-        for family in map(parse_sigma, sigmas):
-            for count in _lengths(family, times, steps):
-                tau = times.choose(alpha_bar, count)
-                table = step_table(alpha_bar, tau, family.schedule)
-                name = f"{family.name} {times.name} S={count}"
-                made.append(Cell(name, family.name, times.name, count, table, family.rederive))
+    axes = itertools.product(
+        map(parse_timesteps, timesteps), map(parse_solver, solvers), map(parse_sigma, sigmas)
+    )
+    for times, (solver_name, solver), family in axes:
+        label = times.name if solver_name == "first" else f"{times.name} {solver_name}"
+        for count in _lengths(family, times, steps):
+            tau = times.choose(alpha_bar, count)
+            table = step_table(alpha_bar, tau, family.schedule, solver, allow_repeats=times.repeats)
+            name = f"{family.name} {label} S={count}"
+            made.append(Cell(name, family.name, label, count, table, family.rederive))
     names = [cell.name for cell in made]
     for name in names:
         if names.count(name) > 1:
             raise ValueError(
-                f"the cell {name} is asked for twice; give each of --sigma, --steps and "
-                "--timesteps once, or a LABEL= to distinguish two σ with the same name."
+                f"the cell {name} is asked for twice; give each of --sigma, --steps, "
+                "--solver and --timesteps once, or a LABEL= to distinguish two σ of one name."
             )
     return made
 

@@ -104,7 +104,7 @@ def entry(source: Source, cell: Cell, drawn: Drawn, spreads: dict[str, Spread]) 
         "network_calls": int(np.sum(cell.table.active)),
         "schedule": {
             name: np.asarray(getattr(cell.table, name)).tolist()
-            for name in ("t", "s", "sigma", "noise")
+            for name in ("t", "s", "sigma", "noise", "x_0_correction", "epsilon_correction")
         },
         "x0_rms": drawn.x_0_rms.tolist(),
     }

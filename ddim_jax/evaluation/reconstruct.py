@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from rich.console import Console
 
-from ..data import Dataset, load_dataset
+from ..data import Dataset, MissingSplit, load_dataset
 from ..devices import describe, full_batch, make_mesh
 from ..diffusion.encoding import encode
 from ..diffusion.keys import image_keys
@@ -57,6 +57,8 @@ class Config(DrawFlags):
     """σ for decoding, as in generate; encoding is deterministic."""
     timesteps: str = "quadratic"
     """τ, as in generate."""
+    solver: str = "first"
+    """The solver for decoding, as in generate; encoding is of first order."""
     steps: tuple[int, ...] = ()
     """One or more S, for both directions; empty: those of 10 20 50 100 200 500 1000 up to T."""
     num_images: Annotated[int, at_least(2)] = 128
@@ -74,7 +76,8 @@ def run(config: Config, console: Console) -> None:
     source = config.open()
     T = len(source.alpha_bar) - 1
     default = tuple(S for S in CIFAR10 if S <= T) or (T,)
-    grid = cells(source.alpha_bar, [config.sigma], [config.timesteps], config.steps or default)
+    steps = config.steps or default
+    grid = cells(source.alpha_bar, [config.sigma], [config.timesteps], steps, [config.solver])
     dataset, split = _open(config, source)
     if dataset.size < 2:
         raise ValueError(
@@ -201,10 +204,5 @@ def _open(config: Config, source: Source) -> tuple[Dataset, str]:
         check_ranges(data, "data.")
     try:
         return load_dataset(data, source.image_shape, config.split), config.split
-    except ValueError as error:
-        if config.split == "train":
-            raise
-        try:
-            return load_dataset(data, source.image_shape, "train"), "train"
-        except ValueError:
-            raise error from None  # the data cannot be read at all: report that
+    except MissingSplit:
+        return load_dataset(data, source.image_shape, "train"), "train"
