@@ -86,10 +86,9 @@ def sample_path(
             as_rows = Prediction(*(image.reshape(rows.shape) for image in prediction))
             x_s = equation_12(as_rows, draw, row)
             # The solver's correction. First order has none, and remembers no prediction.
-            predictions = (as_rows, *past)
-            x_s = correct(x_s, predictions, row)
-            after = x_s, predictions[:remembered]
-            return jax.tree.map(lambda leaf: leaf.astype(rows.dtype), (after, prediction.x_0))
+            x_s = correct(x_s, predictions := (as_rows, *past), row)
+            results = (x_s, predictions[:remembered]), prediction.x_0
+            return jax.tree.map(lambda leaf: leaf.astype(rows.dtype), results)
 
         # Repeats and padding do not call the network.
         carry, x_hat_0 = jax.lax.cond(row.active, down, lambda: (carry, rows.reshape(shape)))
