@@ -72,6 +72,16 @@ def command():
 
 
 @pytest.fixture(scope="session")
+def inception_file(tmp_path_factory):
+    """A stand-in for Inception's weights."""
+    from tests.model.by_rule import write_by_rule
+
+    path = tmp_path_factory.mktemp("inception") / "by_rule.pth"
+    write_by_rule(path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
     """A run directory at step 3: weights far from zero, so that its images are not mere noise."""
     from ddim_jax.config import presets, save_config

@@ -15,13 +15,14 @@ from rich.console import Console
 
 from ..devices import describe, full_batch
 from ..images import save_rows
-from ..metrics import STATISTICS
+from ..metrics import STATISTICS, Statistics
 from ..settings import Range
 from . import paper
 from .cells import Drawing, Drawn, draw_cells
 from .features import FeatureFlags, Features, load_features
 from .flags import DrawFlags
 from .grid import Cell, cells
+from .image_sets import check_recipe, open_images
 from .measure import change, differences, exact_labels, measure_cells, open_reference
 from .measure import entry as cell_entry
 from .source import Source
@@ -53,6 +54,8 @@ class Config(FeatureFlags, DrawFlags):
         int, Range(lambda value: value == 0 or value >= 8, "0 (the default), or 8 or more")
     ] = 0
     """n, images per cell; 0: 10,000, or on a CPU 512."""
+    against: str = ""
+    """Reference images or statistics, as in evaluate; empty: the images the run was trained on."""
     baseline: str = ""
     """The cell to compare with, such as "eta=0 quadratic S=50"; empty: first σ, largest S."""
 
@@ -89,8 +92,9 @@ def run(config: Config, console: Console) -> None:
     drawing = Drawing(source, config.seed, config.num_images, full_batch(config.batch_size))
     clips = [config.clip_index(cell, source) for cell in grid]
     drawn, compilations = draw_cells(drawing, grid, clips, console)
-    images, kept = source.reference().images, source.directory / "ablations" / "reference"
-    reference = open_reference(images, features, kept)
+    reference = open_reference(
+        _images(config, source, features), features, source.directory / "ablations" / "reference"
+    )
     spreads = measure_cells(grid, drawn, reference, features, console)
     if jax.process_index():
         return
@@ -98,7 +102,7 @@ def run(config: Config, console: Console) -> None:
         # Clipping is not linear, so the exact results do not hold for this sampler.
         source = source._replace(moments=None)
     entries = _entries(source, grid, drawn, spreads, baseline)
-    counts = {name: reference.of(name).shape[0] for name in STATISTICS}
+    counts = {name: points.shape[0] for name, points in reference.points.items()}
     labels = _labels(config, source, features, baseline, counts)
     results = _results(config, entries, labels, baseline, compilations)
     directory = source.directory / "ablations" / config.name
@@ -113,6 +117,16 @@ def run(config: Config, console: Console) -> None:
     seconds = f"{results['wall_seconds']:.0f} s of sampling on {describe()}"
     console.print(f"{made} for {len(grid)} cells, {seconds}")
     console.print(f"report: {directory / 'index.html'}, table.md, results.csv, results.json")
+
+
+def _images(config: Config, source: Source, features: Features) -> np.ndarray | Statistics:
+    """What the cells are compared with."""
+    if not config.against:
+        return source.reference().images
+    found = open_images(config.against, "--against", source.image_shape)
+    check_recipe(found, features.recipe)
+    assert found.images is not None or found.statistics is not None
+    return found.statistics if found.images is None else found.images
 
 
 def _entries(
@@ -145,7 +159,7 @@ def _labels(
     of = f"{features.name}, n={config.num_images:,}"
     change = f"RMS difference from the same image of {baseline}, pixels in [-1, 1]"
     distances = {
-        name: f"{features.label(name)}, {of} against {count:,}"
+        name: f"{features.label(name)}, {of} against {f'{count:,}' if count else config.against}"
         for name, count in reference_counts.items()
     }
     return exact_labels(source) | distances | {"change": f"{change}, n={config.num_images:,}"}

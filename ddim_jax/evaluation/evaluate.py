@@ -20,7 +20,7 @@ from ..settings import Range
 from .cells import Drawing, draw_cells
 from .features import FeatureFlags, Features, kept_features, load_features
 from .flags import SamplerFlags
-from .image_sets import ImageSet, open_images
+from .image_sets import ImageSet, check_recipe, open_images
 from .tables import console_table, estimate
 
 
@@ -58,8 +58,8 @@ def run(config: Config, console: Console) -> None:
     reference = open_images(config.against, "--against") if config.against else None
     samples, content, place, how = _samples(config, reference, console)
     features = load_features(config, place, samples.shape[-1], console)
-    if reference and reference.recipe:
-        _check_recipe(reference, features)
+    if reference:
+        check_recipe(reference, features.recipe)
     points = Points(kept_features(features, lambda: samples, content, place))
     about = f"{len(samples):,} images, {how}"
     if config.save_statistics and jax.process_index() == 0:
@@ -117,15 +117,6 @@ def _reference_points(reference: ImageSet, features: Features) -> Points:
         assert isinstance(reference.statistics, Statistics)
         return Points(reference.statistics)
     return Points(kept_features(features, lambda: images, digest(images), _cache()))
-
-
-def _check_recipe(reference: ImageSet, features: Features) -> None:
-    for key, value in features.recipe.items():
-        if reference.recipe.get(key) != value:
-            raise ValueError(
-                f"{reference.name} has statistics of {key} {reference.recipe.get(key)}, and the "
-                f"images would have {key} {value}; both must be made alike (--features, --family)."
-            )
 
 
 def _cache() -> Path:

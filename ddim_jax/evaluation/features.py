@@ -113,7 +113,7 @@ def _inception(flags: FeatureFlags, console: Console) -> Features:
     path = find_inception(flags.inception)
     sha256 = flags.inception_sha256 or WEIGHTS.sha256
     params, mesh = load_inception(path, sha256), local_mesh()
-    size = mesh.size * (16 if jax.default_backend() == "cpu" else 128)
+    most = mesh.size * (16 if jax.default_backend() == "cpu" else 128)
     program = batch_program(partial(inception_features, family=flags.family), mesh)
 
     def extract(images: np.ndarray) -> np.ndarray:
@@ -123,6 +123,7 @@ def _inception(flags: FeatureFlags, console: Console) -> Features:
             return np.asarray(program(params, images[indices % len(images)]))
 
         parts, start = [], time.monotonic()
+        size = min(most, -(-len(images) // mesh.size) * mesh.size)
         with progress(console, len(images), "images") as show:
             for features in in_batches(part, len(images), size):
                 parts.append(features)

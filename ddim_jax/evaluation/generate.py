@@ -75,10 +75,12 @@ def _save(config: Config, images: np.ndarray) -> None:
         save_grid(images, config.out)
     elif config.out.suffix == ".npz":
         # Both names of the same array, for readers of either: generate's, and ADM's evaluator.
-        arrays = {"images": images, "arr_0": images}
-        label = labelled(np.arange(len(images), dtype=np.uint32), config.label).label
+        arrays: dict[str, Any] = {"images": images, "arr_0": images}
+        if config.label:
+            indices = np.arange(len(images), dtype=np.uint32)
+            arrays["label"] = labelled(indices, config.label).label
         with whole(config.out) as partial:
-            np.savez_compressed(partial, **arrays, **({} if label is None else {"label": label}))
+            np.savez_compressed(partial, **arrays)
     else:
         for i, image in enumerate(images):
             save_image(image, config.out / f"{i:06d}.png")

@@ -51,6 +51,16 @@ def open_images(text: str, flag: str, shape: tuple[int, int, int] | None = None)
     return ImageSet(f"{dataset.name} {split or 'train'}", dataset.read(np.arange(dataset.size)))
 
 
+def check_recipe(reference: ImageSet, recipe: Mapping[str, str]) -> None:
+    """Refuse statistics that say that they are of other features."""
+    for key, value in recipe.items() if reference.recipe else ():
+        if reference.recipe.get(key) != value:
+            raise ValueError(
+                f"{reference.name} has statistics of {key} {reference.recipe.get(key)}, and the "
+                f"images would have {key} {value}; both must be made alike (--features, --family)."
+            )
+
+
 def _from_file(path: Path) -> ImageSet:
     """Images as `generate` and ADM write them, or statistics."""
     try:

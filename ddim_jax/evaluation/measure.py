@@ -24,6 +24,7 @@ from ..metrics import (
     Interval,
     Points,
     Spread,
+    Statistics,
     difference,
     interval,
     mean_interval,
@@ -41,25 +42,28 @@ Numbers = dict[str, dict[str, float]]
 
 
 class Reference(NamedTuple):
-    """Features of the images to compare with: all, those for neighbours and kernels, their hash."""
+    """What each statistic is measured against, by its name, and a hash of all of it."""
 
-    points: Points
-    part: Points
+    points: dict[str, Points]
     identity: str
 
-    def of(self, statistic: str) -> Points:
-        """The features that a statistic is measured against."""
-        return self.points if statistic == "frechet" else self.part
 
+def open_reference(
+    images: np.ndarray | Statistics, features: Features, directory: Path
+) -> Reference:
+    """The features of the reference, in a fixed random order; those of a network are kept.
 
-def open_reference(images: np.ndarray, features: Features, directory: Path) -> Reference:
-    """The features of the reference, in a fixed random order; those of a network are kept."""
+    Statistics alone are enough for the Fréchet distance, and for nothing else.
+    """
+    if isinstance(images, Statistics):
+        return Reference({"frechet": Points(images)}, digest(*images, features.identity))
     images = images[np.random.default_rng(0).permutation(len(images))]
     content = digest(images)
     points = Points(kept_features(features, lambda: images, content, directory))
     few = points.shape[0] <= _NEIGHBOURS
     part = points if few else Points(points.features[:_NEIGHBOURS])
-    return Reference(points, part, digest(content, features.identity))
+    against = {name: points if name == "frechet" else part for name in STATISTICS}
+    return Reference(against, digest(content, features.identity))
 
 
 def measure_cells(
@@ -72,7 +76,7 @@ def measure_cells(
     """The statistics of every cell, in the first process; empty in the others."""
     name = f"metrics-{digest(reference.identity, *map(file_sha256, _SOURCES))[:32]}"
     files = [made.place / f"{name}-{made.num_images}.npz" for made in drawn]
-    missing = [i for i, file in enumerate(files) if _read(file) is None]
+    missing = [i for i, file in enumerate(files) if _read(file, reference) is None]
     if len(missing) < len(cells):
         console.print(f"{len(cells) - len(missing)} of {len(cells)} cells are already measured")
     # Shares by the cell's place in the grid: each process may find other cells missing.
@@ -86,7 +90,7 @@ def measure_cells(
     if jax.process_index():
         return []
     # If another process dies, JAX ends this one, too.
-    while None in (found := [_read(file) for file in files]):
+    while None in (found := [_read(file, reference) for file in files]):
         time.sleep(0.5)
     return [spreads for spreads in found if spreads]
 
@@ -151,8 +155,8 @@ def _measure(drawn: Drawn, reference: Reference, features: Features) -> dict[str
     content = digest(drawn.place.name, drawn.num_images)
     samples = Points(kept_features(features, drawn.images, content, drawn.place))
     return {
-        name: statistic.method(statistic.function, reference.of(name), samples)
-        for name, statistic in STATISTICS.items()
+        name: STATISTICS[name].method(STATISTICS[name].function, points, samples)
+        for name, points in reference.points.items()
     }
 
 
@@ -164,12 +168,13 @@ def _flat(spreads: dict[str, Spread]) -> dict[str, Any]:
     }
 
 
-def _read(file: Path) -> dict[str, Spread] | None:
+def _read(file: Path, reference: Reference) -> dict[str, Spread] | None:
     """The statistics of a cell; None where the file is missing or damaged."""
     try:
         with np.load(file) as arrays:
             parts = {
-                name: [arrays[f"{name}.{part}"] for part in Spread._fields] for name in STATISTICS
+                name: [arrays[f"{name}.{part}"] for part in Spread._fields]
+                for name in reference.points
             }
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
         return None

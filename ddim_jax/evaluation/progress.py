@@ -36,7 +36,7 @@ def progress(console: Console, total: int, unit: str) -> Iterator[Callable[..., 
 def duration(seconds: float) -> str:
     """A time in words.
 
-    >>> duration(42.3), duration(600), duration(9000)
+    >>> duration(42.3), duration(600.0), duration(9000.0)
     ('42 s', '10 min', '2 h 30 min')
     """
     minutes = round(seconds / 60)

@@ -4,9 +4,7 @@
 for the weights of `by_rule`, and the name and shape of each tensor in their file.
 """
 
-import zlib
 from functools import partial
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,36 +18,13 @@ from ddim_jax.model import (
     load_inception,
 )
 from ddim_jax.model.inception import FAMILIES
-from tests.model.torch_writer import fake_torch, write_legacy
-
-RECORDED = np.load(Path(__file__).parent / "inception_by_rule.npz")
-SHAPES = {
-    name: tuple(map(int, shape.split(",")))
-    for name, shape in (line.split() for line in RECORDED["tensors"].item().decode().splitlines())
-}
-
-
-def by_rule(name, shape):
-    rng = np.random.default_rng(zlib.crc32(name.encode()))
-    if name.endswith("running_var"):
-        values = 0.5 + rng.random(shape)
-    elif name.endswith("bn.weight"):
-        values = 0.8 + 0.4 * rng.random(shape)
-    elif name.endswith(("running_mean", "bias")):
-        values = 0.1 * rng.standard_normal(shape)
-    else:
-        values = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
-    return values.astype(np.float32)
+from tests.model.by_rule import RECORDED
+from tests.model.torch_writer import write_legacy
 
 
 @pytest.fixture(scope="module")
-def params(tmp_path_factory):
-    path = tmp_path_factory.mktemp("inception") / "by_rule.pth"
-    tensors = {name: by_rule(name, shape) for name, shape in SHAPES.items()}
-    tensors["Mixed_5b.branch1x1.bn.num_batches_tracked"] = np.array([7])
-    with pytest.MonkeyPatch.context() as patch:
-        write_legacy(path, tensors, fake_torch(patch))
-    return load_inception(path, file_sha256(path))
+def params(inception_file):
+    return load_inception(inception_file, file_sha256(inception_file))
 
 
 def assert_near(ours, theirs):
