@@ -22,7 +22,7 @@ from .cells import Drawing, Drawn, draw_cells
 from .features import FeatureFlags, Features, load_features
 from .flags import DrawFlags
 from .grid import Cell, cells
-from .image_sets import check_recipe, open_images
+from .image_sets import ImageSet, check_recipe, check_shapes, open_images
 from .measure import change, differences, exact_labels, measure_cells, open_reference
 from .measure import entry as cell_entry
 from .source import Source
@@ -125,8 +125,11 @@ def _images(config: Config, source: Source, features: Features) -> np.ndarray | 
         return source.reference().images
     found = open_images(config.against, "--against", source.image_shape)
     check_recipe(found, features.recipe)
-    assert found.images is not None or found.statistics is not None
-    return found.statistics if found.images is None else found.images
+    if config.features != "inception" and found.images is not None:
+        check_shapes(found, ImageSet(source.name, np.zeros((0, *source.image_shape), np.uint8)))
+    images = found.statistics if found.images is None else found.images
+    assert images is not None  # an ImageSet has one of the two
+    return images
 
 
 def _entries(

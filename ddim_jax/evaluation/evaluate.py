@@ -20,7 +20,7 @@ from ..settings import Range
 from .cells import Drawing, draw_cells
 from .features import FeatureFlags, Features, kept_features, load_features
 from .flags import SamplerFlags
-from .image_sets import ImageSet, check_recipe, open_images
+from .image_sets import ImageSet, check_recipe, check_shapes, open_images
 from .tables import console_table, estimate
 
 
@@ -33,7 +33,7 @@ class Config(FeatureFlags, SamplerFlags):
     against: str = ""
     """The reference, likewise, or an .npz file of statistics (mu and sigma)."""
     num_images: Annotated[
-        int, Range(lambda value: value == 0 or value >= 4, "0 (the default), or 4 or more")
+        int, Range(lambda value: value == 0 or value >= 8, "0 (the default), or 8 or more")
     ] = 0
     """n, images to evaluate; 0: all of a set, of a run 10,000, or 512 on a CPU."""
     save_statistics: Path | None = None
@@ -56,10 +56,12 @@ def run(config: Config, console: Console) -> None:
     """Print the statistics of two sets of images, with intervals and the recipe."""
     config.check()
     reference = open_images(config.against, "--against") if config.against else None
-    samples, content, place, how = _samples(config, reference, console)
+    samples, content, place, how = _samples(config, console)
     features = load_features(config, place, samples.shape[-1], console)
     if reference:
         check_recipe(reference, features.recipe)
+        if config.features != "inception":
+            check_shapes(ImageSet(how, samples), reference)
     points = Points(kept_features(features, lambda: samples, content, place))
     about = f"{len(samples):,} images, {how}"
     if config.save_statistics and jax.process_index() == 0:
@@ -87,15 +89,10 @@ def run(config: Config, console: Console) -> None:
     console.print(f"features: {recipe}")
 
 
-def _samples(
-    config: Config, reference: ImageSet | None, console: Console
-) -> tuple[np.ndarray, str, Path, str]:
+def _samples(config: Config, console: Console) -> tuple[np.ndarray, str, Path, str]:
     """The images, a hash of them, a directory for their features, and what they are."""
     if config.oracle is None and config.run and not (config.run / "config.json").exists():
-        shape = (
-            None if reference is None or reference.images is None else reference.images.shape[1:]
-        )
-        found = open_images(str(config.run), "IMAGES", shape)
+        found = open_images(str(config.run), "IMAGES")
         if found.images is None:
             raise ValueError(f"{config.run} has statistics only; the images come first: give them.")
         order = np.random.default_rng(0).permutation(len(found.images))

@@ -27,7 +27,7 @@ class ImageSet(NamedTuple):
 
 
 def open_images(text: str, flag: str, shape: tuple[int, int, int] | None = None) -> ImageSet:
-    """The images that `text` names; `shape` is what they are brought to, by default their own.
+    """The images that `text` names; a folder's and tfds:NAME's are cropped and resized to `shape`.
 
     >>> open_images("digits@test", "--against").images.shape
     (360, 8, 8, 1)
@@ -47,8 +47,21 @@ def open_images(text: str, flag: str, shape: tuple[int, int, int] | None = None)
             f"{flag} is {text}; give FILE.npz, a folder of images, or a data set: digits, emoji, "
             "cifar10 or tfds:NAME, with @test for its test split."
         ) from error
-    dataset = load_dataset(data, shape or _own_shape(name), "test" if split == "test" else "train")
+    if shape is None or name in presets():
+        shape = _own_shape(name)
+    dataset = load_dataset(data, shape, "test" if split == "test" else "train")
     return ImageSet(f"{dataset.name} {split or 'train'}", dataset.read(np.arange(dataset.size)))
+
+
+def check_shapes(one: ImageSet, other: ImageSet) -> None:
+    """Refuse images of different sizes, whose pixels cannot be compared."""
+    if one.images is not None and other.images is not None:
+        shapes = one.images.shape[1:], other.images.shape[1:]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"{one.name} has images of shape {shapes[0]} and {other.name} of {shapes[1]}; only "
+                "--features inception compares images of different shapes."
+            )
 
 
 def check_recipe(reference: ImageSet, recipe: Mapping[str, str]) -> None:

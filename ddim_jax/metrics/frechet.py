@@ -25,12 +25,10 @@ def frechet_distance(
     Source: Heusel et al., arXiv:1706.08500, Eq. 6; Dowson and Landau 1982.
     """
     a, b = as_points(features_a, features_b)
-    n, axes = len(b.features), a.axes
-    x = b.features @ axes.axes
-    shift = x.mean(0) - axes.mean
-    x -= x.mean(0)
-    squares, along = np.einsum("nd,nd->n", x, x), x @ shift
-    x *= np.sqrt(axes.variances)  # rows (Σ_a^½ d_i), d_i = b_i − μ_b
+    n, axes, mean = len(b.features), a.axes, b.features.mean(0)
+    centred, shift = b.features - mean, mean - a.mean
+    squares, along = np.einsum("nd,nd->n", centred, centred), centred @ shift
+    x = centred @ (axes.vectors * np.sqrt(axes.variances))  # rows Σ_a^½ d_i, d_i = b_i − μ_b
     # Σ_a^½ Σ_b Σ_a^½ has the eigenvalues of the Gram matrix of its factors: take the smaller one.
     product = (x @ x.T if n <= x.shape[1] else x.T @ x) / (n - 1)
     with threadpool_limits(_threads(product), "blas"):
@@ -88,12 +86,12 @@ def frechet_of_statistics(a: Statistics, b: Statistics) -> float:
             f"the statistics are of {len(a.mean)} features and of {len(b.mean)}; "
             "both must come from one feature extractor."
         )
-    mean, variances, axes = Points(a).axes
-    root, covariance = np.sqrt(variances), axes.T @ np.atleast_2d(b.covariance) @ axes
+    variances, vectors = Points(a).axes
+    root, covariance = np.sqrt(variances), vectors.T @ np.atleast_2d(b.covariance) @ vectors
     cross = np.linalg.eigvalsh(root[:, None] * covariance * root)
     overlap = 2 * np.sqrt(np.clip(cross, 0, None)).sum()
     spread = variances.sum() + np.trace(covariance) - overlap
-    return float(np.sum((mean - b.mean @ axes) ** 2) + max(spread, 0))
+    return float(np.sum((a.mean - b.mean) ** 2) + max(spread, 0))
 
 
 def _threads(matrix: np.ndarray) -> int | None:

@@ -22,11 +22,10 @@ class Statistics(NamedTuple):
 
 
 class Axes(NamedTuple):
-    """Eigenvectors of a covariance, and the mean and the variances along them."""
+    """The variances of a covariance, and the eigenvectors (D, r) that they belong to."""
 
-    mean: np.ndarray
     variances: np.ndarray
-    axes: np.ndarray
+    vectors: np.ndarray
 
 
 class Points:
@@ -64,6 +63,11 @@ class Points:
             return self.features.shape
         return (self.statistics.count, *np.shape(self.statistics.mean))
 
+    @property
+    def mean(self) -> np.ndarray:
+        """The mean (D,)."""
+        return self.features.mean(0) if "features" in self._kept else self.statistics.mean
+
     @cached_property
     def statistics(self) -> Statistics:
         """Mean, covariance and count."""
@@ -72,10 +76,16 @@ class Points:
 
     @cached_property
     def axes(self) -> Axes:
-        """The eigenvectors of the covariance."""
-        mean, covariance, _ = self.statistics
-        variances, axes = np.linalg.eigh(covariance)
-        return Axes(mean @ axes, np.clip(variances, 0, None), axes)
+        """The eigenvectors of the covariance; where N ≤ D, those of the smaller Gram matrix."""
+        N, D = self.shape
+        if "features" not in self._kept or N > D:
+            variances, vectors = np.linalg.eigh(self.statistics.covariance)
+            return Axes(np.clip(variances, 0, None), vectors)
+        centred = self.features - self.features.mean(0)
+        variances, combinations = np.linalg.eigh(centred @ centred.T / (N - 1))
+        real = variances > 1e-13 * max(variances.max(), 1e-300)
+        vectors = centred.T @ (combinations[:, real] / np.sqrt((N - 1) * variances[real]))
+        return Axes(variances[real], vectors)
 
     @cached_property
     def cubic_sums(self) -> np.ndarray:
