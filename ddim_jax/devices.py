@@ -37,6 +37,9 @@ def setup() -> None:
     if settings.jax_compilation_cache_dir is None:
         caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
         settings.update("jax_compilation_cache_dir", str(caches / "ddim_jax" / "xla"))
+    # An image of a seed is the same whatever the environment says of these.
+    settings.update("jax_threefry_partitionable", True)
+    settings.update("jax_enable_x64", False)
     # Cache small programs too, so that a second start compiles nothing.
     settings.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if not jax.distributed.is_initialized():

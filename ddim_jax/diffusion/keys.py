@@ -6,7 +6,8 @@ image, a time. It is never split from another key.
     (1)  key_i = fold_in(fold_in(key(seed), SAMPLING), i)
          x_T = normal(fold_in(key_i, 0)),   z_t = normal(fold_in(key_i, t))
 
-So an image does not depend on its batch, and two σ schedules share their random numbers.
+So an image does not depend on its batch, and two σ schedules share their random numbers. All
+numbers are float32, also under jax_enable_x64.
 """
 
 import enum
@@ -78,4 +79,10 @@ def initial_noise(keys: Keys, shape: tuple[int, ...]) -> Float[Array, "B *dims"]
 
 def noise_rows(keys: Keys, t: Any, size: int) -> Float[Array, "B size"]:
     """z_t of (1), one row per image: the same numbers, drawn in half the time on a CPU."""
-    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, t), (size,)))(keys)
+
+    def draw(key: Key[Array, ""]) -> Float[Array, " size"]:
+        return jax.random.normal(jax.random.fold_in(key, t), (size,), jnp.float32)
+
+    # Neither of these settings of JAX may change an image: its precision, nor this one.
+    with jax.threefry_partitionable(True):
+        return jax.vmap(draw)(keys)

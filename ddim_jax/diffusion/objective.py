@@ -82,7 +82,7 @@ def draw_examples(
         check_kind(kind, np.asarray(alpha_bar)[1:])
     x_0 = jnp.asarray(x_0)
     time_key, noise_key = jax.random.split(key)
-    t = jax.random.randint(time_key, x_0.shape[:1], 1, np.shape(alpha_bar)[0])
+    t = jax.random.randint(time_key, x_0.shape[:1], 1, np.shape(alpha_bar)[0], jnp.int32)
     epsilon = jax.random.normal(noise_key, x_0.shape, x_0.dtype)
     return Examples(
         x_t=add_noise(x_0, epsilon, jnp.asarray(alpha_bar)[t]),

@@ -21,7 +21,7 @@ from . import paper
 from .cells import Drawing, Drawn, draw_cells
 from .features import FeatureFlags, Features, load_features
 from .flags import DrawFlags
-from .grid import Cell, cells
+from .grid import Cell, cells, concerns
 from .image_sets import ImageSet, check_recipe, check_shapes, open_images
 from .measure import change, differences, exact_labels, measure_cells, open_reference
 from .measure import entry as cell_entry
@@ -42,7 +42,7 @@ class Config(FeatureFlags, DrawFlags):
     """table1: the paper's Table 1, FID of 50,000 images at S = 10 20 50 100 1000."""
     sigma: tuple[str, ...] = _TABLE_1
     """One or more σ, each as in generate; the default is the paper's Table 1."""
-    timesteps: tuple[str, ...] = ("quadratic",)
+    timesteps: tuple[str, ...] = ("",)
     """One or more τ, each as in generate."""
     solver: tuple[str, ...] = ("first",)
     """One or more solvers, each as in generate."""
@@ -88,8 +88,17 @@ def run(config: Config, console: Console) -> None:
     config, source = config.resolved(), config.open()
     grid = cells(source.alpha_bar, config.sigma, config.timesteps, config.steps, config.solver)
     baseline = _baseline(config.baseline, grid)
+    found = [list(concerns(source.alpha_bar, source.kind, cell)) for cell in grid]
+    warnings = [
+        f"{cell.name}: {text}" for cell, texts in zip(grid, found, strict=True) for text in texts
+    ]
+    for warning in warnings:
+        console.print(f"warning: {warning}")
     features = load_features(config, source.directory, source.image_shape[-1], console)
-    drawing = Drawing(source, config.seed, config.num_images, full_batch(config.batch_size))
+    drawing = Drawing(
+        source, config.seed, config.num_images, full_batch(config.batch_size),
+        config.labels(source), config.guidance,
+    )  # fmt: skip
     clips = [config.clip_index(cell, source) for cell in grid]
     drawn, compilations = draw_cells(drawing, grid, clips, console)
     reference = open_reference(
@@ -101,10 +110,11 @@ def run(config: Config, console: Console) -> None:
     if config.clip not in ("official", "none"):
         # Clipping is not linear, so the exact results do not hold for this sampler.
         source = source._replace(moments=None)
-    entries = _entries(source, grid, drawn, spreads, baseline)
+    calls = 1 if config.guidance == 1 else 2
+    entries = _entries(source, grid, drawn, spreads, baseline, calls)
     counts = {name: points.shape[0] for name, points in reference.points.items()}
     labels = _labels(config, source, features, baseline, counts)
-    results = _results(config, entries, labels, baseline, compilations)
+    results = _results(config, entries, labels, baseline, compilations) | {"warnings": warnings}
     directory = source.directory / "ablations" / config.name
     from .report import write_report  # imports matplotlib for half a second
 
@@ -138,12 +148,14 @@ def _entries(
     drawn: list[Drawn],
     spreads: list[dict[str, Any]],
     baseline: str,
+    calls: int,
 ) -> list[dict[str, Any]]:
-    """The report's entry for every cell."""
+    """The report's entry for every cell; a step takes `calls` calls of the network."""
     at = [cell.name for cell in grid].index(baseline)
     base, entries = drawn[at].images(), []
     for cell, made, of_cell in zip(grid, drawn, spreads, strict=True):
         entry = cell_entry(source, cell, made, of_cell)
+        entry["network_calls"] *= calls
         entry["metrics"]["change"] = change(made, base)
         if cell.name != baseline:
             entry["difference"] = differences(of_cell, spreads[at])

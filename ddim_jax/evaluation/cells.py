@@ -20,7 +20,7 @@ from ..devices import make_mesh, surroundings
 from ..diffusion.reverse import StepTable, stack_tables
 from ..files import digest, whole
 from ..images import to_uint8
-from ..sampler import Batch, Plan, make_sampler, on_mesh
+from ..sampler import Plan, labelled, make_sampler, on_mesh
 from .grid import Cell
 from .progress import duration, progress
 from .source import Source
@@ -35,6 +35,8 @@ class Drawing(NamedTuple):
     seed: int
     num_images: int
     size: int
+    labels: tuple[int, ...] = ()  # that the images take in turn
+    guidance: float = 1.0
 
 
 class Drawn(NamedTuple):
@@ -108,8 +110,9 @@ def _draw_missing(
     sampler = make_sampler(source.denoise, source.image_shape, mesh, observe=_mean_square)
 
     def draw(first: int, table: StepTable, clip: int) -> tuple[np.ndarray, np.ndarray]:
-        batch = Batch(np.arange(first, first + size, dtype=np.uint32))
-        plan = Plan(table, np.uint32(drawing.seed), np.int32(clip))
+        batch = labelled(np.arange(first, first + size, dtype=np.uint32), drawing.labels)
+        scale = None if drawing.guidance == 1 else np.float32(drawing.guidance)
+        plan = Plan(table, np.uint32(drawing.seed), np.int32(clip), scale)
         images, squares = sampler(params, batch, plan)
         return np.asarray(images), np.asarray(squares).T[np.asarray(table.active)]
 
@@ -139,7 +142,7 @@ def _place(drawing: Drawing, cell: Cell, clip: int) -> Path:
     source = drawing.source
     identity = digest(
         *source.identity, source.alpha_bar, *cell.table, clip, drawing.seed, drawing.size,
-        source.bounded, surroundings(),
+        drawing.labels, drawing.guidance, source.bounded, surroundings(),
     )  # fmt: skip
     return source.directory / "ablations" / "cells" / identity[:32]
 

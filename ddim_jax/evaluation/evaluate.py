@@ -101,7 +101,8 @@ def _samples(config: Config, console: Console) -> tuple[np.ndarray, str, Path, s
     source = config.open()
     cell, size = config.cell(source), full_batch(config.batch_size)
     count = config.num_images or (512 if jax.default_backend() == "cpu" else 10_000)
-    drawing, clip = Drawing(source, config.seed, count, size), config.clip_index(cell, source)
+    drawing = Drawing(source, config.seed, count, size, config.labels(source), config.guidance)
+    clip = config.clip_index(cell, source)
     (drawn,), _ = draw_cells(drawing, [cell], [clip], console)
     how = f"{source.name}, step {source.step}" if source.step is not None else source.name
     how += f", {cell.name}, clip {config.clip}, seed {config.seed}, on {describe()}"

@@ -177,7 +177,7 @@ def initial_classifier(key: Any, channels: int, classes: int) -> dict[str, Any]:
     keys = jax.random.split(key, len(shapes))
     return {
         name: {
-            "kernel": jax.random.normal(k, shape) * np.sqrt(2 / np.prod(shape[:-1])),
+            "kernel": jax.random.normal(k, shape, jnp.float32) * np.sqrt(2 / np.prod(shape[:-1])),
             "bias": jnp.zeros(shape[-1]),
         }
         for k, (name, shape) in zip(keys, shapes.items(), strict=True)

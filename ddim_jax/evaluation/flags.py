@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -10,10 +11,11 @@ import tyro
 from jax.sharding import Mesh
 from rich.console import Console
 
+from ..data.dataset import class_index
 from ..devices import describe, full_batch, make_mesh
 from ..sampler import CLIPS, Plan, in_batches, on_mesh
 from ..settings import SEED, Range, at_least, check_ranges
-from .grid import Cell, cells
+from .grid import Cell, cells, concerns
 from .progress import progress
 from .source import OracleName, Source, oracle_source, run_source
 
@@ -57,6 +59,38 @@ class DrawFlags(SourceFlags):
     batch_size: Annotated[int, at_least(1)] = 64
     """Images per batch; the last batch is filled up. On an accelerator 500 or more are faster."""
 
+    label: tuple[str, ...] = ()
+    """Classes by name or index, assigned to the images in turn; empty: no label, or, if the model
+    was trained with labels alone, all classes."""
+    guidance: float = 1.0
+    """Classifier-free guidance scale; 1: no guidance; others take two network calls per step."""
+
+    def check(self) -> None:
+        """Raise a ValueError if a field is out of range, or does not fit another field."""
+        super().check()
+        if not isfinite(self.guidance):
+            raise ValueError(f"--guidance is {self.guidance:g}; give a finite scale, such as 3.")
+        if self.guidance != 1 and not self.label:
+            raise ValueError(
+                f"--guidance is {self.guidance:g} without --label; give the target classes."
+            )
+
+    def labels(self, source: Source) -> tuple[int, ...]:
+        """The classes that the images take in turn; none without labels."""
+        if self.label and not source.num_classes:
+            raise ValueError(
+                f"--label is {self.label[0]}, but {source.name} is unconditional; leave --label "
+                "out."
+            )
+        if self.guidance != 1 and not source.has_no_label:
+            raise ValueError(
+                f"--guidance is {self.guidance:g}, but {source.name} was trained with "
+                "--train.label-dropout 0 and cannot draw without a label; leave --guidance out."
+            )
+        if not (self.label or source.has_no_label):
+            return tuple(range(source.num_classes))
+        return tuple(class_index(label, source.classes, source.num_classes) for label in self.label)
+
     def clip_index(self, cell: Cell, source: Source) -> int:
         """The index in CLIPS of a cell's clipping.
 
@@ -73,8 +107,9 @@ class SamplerFlags(DrawFlags):
 
     sigma: str = "eta=0"
     """σ: eta=VALUE, ddpm, hat, [LABEL=]FILE, or [LABEL=]MODULE:FUNCTION[(numbers)]."""
-    timesteps: str = "quadratic"
-    """τ: uniform, quadratic, trailing, linspace, logsnr, karras, a FILE, or times as in 1,21,41."""
+    timesteps: str = ""
+    """τ: uniform, quadratic, trailing, linspace, logsnr, karras, a FILE, or times as in 1,21,41;
+    default quadratic, or trailing if ᾱ_T = 0."""
     steps: Annotated[int | None, COUNT] = None
     """S, the number of reverse steps; default 50, or the length of --sigma FILE or --timesteps."""
     solver: str = "first"
@@ -97,8 +132,10 @@ class SamplerFlags(DrawFlags):
         source, size = self.open(), full_batch(size)
         cell, mesh = self.cell(source), make_mesh(size)
         clip = np.int32(self.clip_index(cell, source))
-        plan = Plan(cell.table, np.uint32(self.seed), clip)
-        return Ready(source, cell, plan, on_mesh(source.params, mesh), mesh, size)
+        scale = None if self.guidance == 1 else np.float32(self.guidance)
+        plan = Plan(cell.table, np.uint32(self.seed), clip, scale)
+        params = on_mesh(source.params, mesh)
+        return Ready(source, cell, plan, params, mesh, size, self.labels(source))
 
 
 class Ready(NamedTuple):
@@ -110,14 +147,22 @@ class Ready(NamedTuple):
     params: Any
     mesh: Mesh
     size: int
+    labels: tuple[int, ...]
 
     def describe(self) -> str:
         """The sampler and its devices, in words."""
         cell, where = self.cell, f"{self.mesh.size} of {describe()}"
-        return f"S={cell.steps} {cell.timesteps}, {cell.sigma}, seed={self.plan.seed}, on {where}"
+        labels = ""
+        if self.labels:
+            scale = 1 if self.plan.guidance is None else self.plan.guidance
+            labels = f"labels {' '.join(map(str, self.labels))}, guidance {scale:g}, "
+        steps = f"S={cell.steps} {cell.timesteps}, {cell.sigma}"
+        return f"{labels}{steps}, seed={self.plan.seed}, on {where}"
 
     def draw(self, call: Any, count: int, doing: str, console: Console) -> Iterator[Any]:
         """call(params, indices) of the images 0 … count−1, a batch at a time, with progress."""
+        for concern in concerns(self.source.alpha_bar, self.source.kind, self.cell):
+            console.print(f"warning: {concern}")
         parts = in_batches(lambda indices: call(self.params, indices), count, self.size)
         with progress(console, -(-count // self.size), "batches") as show:
             for part in parts:

@@ -1,13 +1,16 @@
 """A grid of σ × τ × order × S as cells, each with a table of steps."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from ..diffusion.reverse import StepTable, step_table
 from .grammar import Family, Times, parse_sigma, parse_solver, parse_timesteps
+
+_VISIBLE = 0.02  # ᾱ at the start of τ from which its mean is seen in the samples
+_LARGE = 1000.0  # factor on an error of ε̂ in x̂_0 from which it matters
 
 
 class Cell(NamedTuple):
@@ -28,10 +31,17 @@ def cells(
     steps: Sequence[int],
     solvers: Iterable[str] = ("first",),
 ) -> list[Cell]:
-    """Every σ at every τ, solver and S; an array of σ or a list of times only at its own S."""
+    """Every σ at every τ, solver and S; an array of σ or a list of times only at its own S.
+
+    τ is "" for the default: quadratic, the paper's for CIFAR-10, or trailing, which visits T, where
+    ᾱ_T = 0.
+    """
     made = []
+    default = "trailing" if alpha_bar[-1] == 0 else "quadratic"
     axes = itertools.product(
-        map(parse_timesteps, timesteps), map(parse_solver, solvers), map(parse_sigma, sigmas)
+        map(parse_timesteps, [name or default for name in timesteps]),
+        map(parse_solver, solvers),
+        map(parse_sigma, sigmas),
     )
     for times, (solver_name, solver), family in axes:
         label = times.name if solver_name == "first" else f"{times.name} {solver_name}"
@@ -48,6 +58,27 @@ def cells(
                 "--solver and --timesteps once, or a LABEL= to distinguish two σ of one name."
             )
     return made
+
+
+def concerns(alpha_bar: np.ndarray, kind: str, cell: Cell) -> Iterator[str]:
+    """Sentences on why the images of a cell may be wrong although every step is right."""
+    first, start = int(cell.table.t[0]), float(cell.table.alpha_bar_t[0])
+    T = len(alpha_bar) - 1
+    if alpha_bar[T] == 0 and first < T:
+        yield (
+            f"τ starts at t = {first}, but the model was trained to start at T = {T}, where "
+            "ᾱ_T = 0: use --timesteps trailing"
+        )
+    elif start > _VISIBLE:
+        yield (
+            f"τ starts at t = {first}, where ᾱ is {start:.2g}: images there are not noise, and the "
+            "samples' mean will be wrong; use --timesteps trailing, more steps, or a longer β"
+        )
+    if kind == "epsilon" and 0 < start < 1 / _LARGE**2:
+        yield (
+            f"τ starts at t = {first}, where ᾱ is {start:.2g}: an error of ε̂ is multiplied by "
+            f"1/√ᾱ = {start**-0.5:,.0f}; use --clip rederive, or another τ"
+        )
 
 
 def _lengths(family: Family, times: Times, steps: Sequence[int]) -> Sequence[int]:

@@ -13,7 +13,7 @@ from ..diffusion.keys import image_keys, initial_noise
 from ..diffusion.sampling import sample
 from ..files import make_directory
 from ..images import save_rows, to_uint8
-from ..sampler import Plan, batch_program, planned
+from ..sampler import Plan, batch_program, labelled, planned
 from ..settings import at_least
 from .flags import SamplerFlags, check_png
 
@@ -47,17 +47,19 @@ def run(config: Config, console: Console) -> None:
     source, weights = ready.source, np.linspace(0, 1, config.columns, dtype=np.float32)
 
     def between(params: Any, batch: Any, plan: Plan) -> Any:
-        row, weight = batch
+        row, weight, label = batch
         first, second = (image_keys(plan.seed, 2 * row + end) for end in (0, 1))
         one, other = (initial_noise(keys, source.image_shape) for keys in (first, second))
-        denoise = planned(source.denoise, params, None, plan)
+        denoise = planned(source.denoise, params, label, plan)
         return sample(denoise, slerp(one, other, weight), plan.table, first)
 
     sampler = batch_program(between, ready.mesh)
 
     def draw(params: Any, places: np.ndarray) -> Any:
         row, column = np.divmod(places, config.columns)
-        return sampler(params, (row.astype(np.uint32), weights[column]), ready.plan)
+        row = row.astype(np.uint32)
+        label = labelled(row, ready.labels).label  # one for each row
+        return sampler(params, (row, weights[column], label), ready.plan)
 
     parts = ready.draw(draw, count, "interpolating", console)
     images = np.concatenate([to_uint8(part) for part in parts])

@@ -33,7 +33,7 @@ from ..diffusion.types import Images
 from ..files import make_directory, to_json, write
 from ..images import save_rows, to_uint8, to_unit_range
 from ..metrics import Interval, mean_interval
-from ..sampler import Plan, batch_program, in_batches, on_mesh, planned
+from ..sampler import Plan, batch_program, in_batches, labelled, on_mesh, planned
 from ..settings import at_least, check_ranges
 from .flags import DrawFlags
 from .grid import Cell, cells
@@ -55,7 +55,7 @@ class Config(DrawFlags):
     """Directory for table.md, results.json and reconstructions.png; default: RUN/reconstruction."""
     sigma: str = "eta=0"
     """σ for decoding, as in generate; encoding is deterministic."""
-    timesteps: str = "quadratic"
+    timesteps: str = ""
     """τ, as in generate."""
     solver: str = "first"
     """The solver for decoding, as in generate; encoding is of first order."""
@@ -174,17 +174,21 @@ def _round_trips(
     """The images after encoding and decoding, (B, E, …)."""
     params = on_mesh(source.params, mesh)
     clip = np.int32(config.clip_index(grid[0], source))
-    plan = Plan(stack_tables([cell.table for cell in grid]), np.uint32(config.seed), clip)
+    scale = None if config.guidance == 1 else np.float32(config.guidance)
+    plan = Plan(stack_tables([cell.table for cell in grid]), np.uint32(config.seed), clip, scale)
+    labels = config.labels(source)
 
     def both_ways(params: Any, batch: Any, plan: Plan) -> Any:
-        x_0, indices = batch
-        denoise = planned(source.denoise, params, None, plan)
+        x_0, (indices, label) = batch
+        denoise = planned(source.denoise, params, label, plan)
         keys = image_keys(plan.seed, indices)
         return round_trip(denoise, x_0, plan.table, keys).swapaxes(0, 1)
 
     program, size = batch_program(both_ways, mesh), full_batch(min(config.batch_size, len(images)))
     parts = in_batches(
-        lambda indices: program(params, (images[indices % len(images)], indices), plan),
+        lambda indices: program(
+            params, (images[indices % len(images)], labelled(indices, labels)), plan
+        ),
         len(images),
         size,
     )

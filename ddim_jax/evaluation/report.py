@@ -82,6 +82,7 @@ def _markdown(results: Results, grid: Grid) -> str:
     parts = [
         f"# {results['name']}",
         f"{_source(results)}. {_summary(results)}. Baseline: {results['baseline']}.",
+        *(f"Warning: {text}." for text in results.get("warnings", ())),
     ]
     for key, label in results["metrics"].items():
         for timesteps in grid.timesteps:
@@ -162,7 +163,9 @@ def _view(results: Results, grid: Grid, sprites: dict[str, np.ndarray]) -> dict[
     return {
         "name": results["name"],
         "source": _source(results),
-        "summary": _summary(results),
+        "summary": ". ".join(
+            [_summary(results), *(f"Warning: {text}" for text in results.get("warnings", ()))]
+        ),
         "baseline": results["baseline"],
         "sigmas": grid.sigmas,
         "kinds": grid.timesteps,

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..config import DataConfig, DiffusionConfig, presets
 from ..data import load_dataset
+from ..data.dataset import run_classes
 from ..diffusion.oracle import empirical_oracle, gaussian_oracle, mixture_oracle
 from ..diffusion.prediction import Denoiser
 from ..images import to_unit_range
@@ -46,7 +47,10 @@ class Source(NamedTuple):
     )  # mean (D,) and covariance (D, D), if known exactly
     identity: tuple[Any, ...]  # changes with anything that changes an image
     bounded: bool = True  # the data are within [−1, 1]; else images stay floats, never clipped
+    has_no_label: bool = True  # whether the model was trained to draw without a label
+    classes: tuple[str, ...] = ()  # their names, if known
     step: int | None = None  # of the checkpoint
+    kind: str = "epsilon"  # what the network predicts
 
 
 def run_source(directory: Path, checkpoint: str = "latest") -> Source:
@@ -68,6 +72,9 @@ def run_source(directory: Path, checkpoint: str = "latest") -> Source:
         moments=None,
         identity=("run", config.model, config.diffusion, *jax.tree.leaves(params)),
         step=step,
+        kind=config.diffusion.prediction,
+        has_no_label=not config.model.num_classes or config.train.label_dropout > 0,
+        classes=run_classes(directory),
     )
 
 

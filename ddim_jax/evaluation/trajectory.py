@@ -11,7 +11,7 @@ from rich.console import Console
 from ..diffusion.sampling import Trajectory
 from ..files import make_directory
 from ..images import save_animation, save_rows, to_uint8
-from ..sampler import Batch, make_sampler
+from ..sampler import labelled, make_sampler
 from ..settings import at_least
 from .flags import Ready, SamplerFlags, check_png
 
@@ -63,7 +63,9 @@ def walk(ready: Ready, count: int, console: Console) -> list[np.ndarray]:
     sampler = make_sampler(source.denoise, source.image_shape, ready.mesh, observe=Trajectory)
 
     def draw(params: Any, indices: np.ndarray) -> Any:
-        x_0, path = jax.tree.map(np.asarray, sampler(params, Batch(indices), ready.plan))
+        x_0, path = jax.tree.map(
+            np.asarray, sampler(params, labelled(indices, ready.labels), ready.plan)
+        )
         return [np.concatenate([states, x_0[:, None]], 1) for states in path]
 
     parts = ready.draw(draw, count, "sampling", console)

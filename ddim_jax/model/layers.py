@@ -51,7 +51,8 @@ def initial_values(shapes: Any, zero_init: bool, key: Key[Array, ""]) -> Any:
     With `zero_init` each block starts as the identity, and the network as 0.
     """
     # One draw for all values: one draw per layer takes 8 to 15 seconds to compile.
-    pool = jax.random.uniform(key, (sum(leaf.size for leaf in jax.tree.leaves(shapes)),), minval=-1)
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    pool = jax.random.uniform(key, (count,), jnp.float32, minval=-1)
     start = 0
 
     def value(path: Any, leaf: Any) -> Array:

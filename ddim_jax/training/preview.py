@@ -14,7 +14,7 @@ from ..data import Dataset
 from ..devices import full_batch, make_mesh
 from ..diffusion.reverse import step_table
 from ..diffusion.sigmas import eta
-from ..diffusion.timesteps import quadratic_timesteps
+from ..diffusion.timesteps import quadratic_timesteps, trailing_timesteps
 from ..images import save_grid, to_uint8, to_unit_range
 from ..metrics import frechet_distance
 from ..model import unet_apply
@@ -31,7 +31,9 @@ def make_draw(config: Config) -> Draw:
         config.diffusion.alpha_bar(),
         unet_apply(config.model),
     )
-    tau = quadratic_timesteps(config.diffusion.num_steps, settings.sample_steps)
+    # Where ᾱ_T = 0, only a τ that visits T starts as training does.
+    choose = trailing_timesteps if alpha_bar[-1] == 0 else quadratic_timesteps
+    tau = choose(config.diffusion.num_steps, settings.sample_steps)
     plan = Plan(step_table(alpha_bar, tau, eta(0.0)), np.uint32(config.seed))
     size = full_batch(settings.sample_images)
     mesh, labels = make_mesh(size), tuple(range(config.model.num_classes))

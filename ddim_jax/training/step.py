@@ -76,8 +76,7 @@ def make_train_step(
         if flip:
             x_0 = random_flip(x_0, flip_key)
         if num_classes and label is not None:
-            hidden = jax.random.bernoulli(label_key, label_dropout, label.shape)
-            label = jnp.where(hidden, num_classes, label)
+            label = hide_labels(label, label_key, label_dropout, num_classes)
         examples = draw_examples(x_0, alpha_bar, loss_key, kind=kind, weights=weights, label=label)
         if accumulate == 1:
             loss, grads = gradient(state.params, examples, dropout_key)
@@ -124,11 +123,23 @@ def _mean_over_parts(
     return jax.lax.scan(add, start, (jnp.arange(count), jax.tree.map(divide, examples)))[0]
 
 
+def hide_labels(
+    label: Int[Array | np.ndarray, " B"], key: Key[Array, ""], share: float, num_classes: int
+) -> Int[Array, " B"]:
+    """Labels, of which a random share is the row of "no label", for classifier-free guidance.
+
+    >>> hide_labels(np.array([3, 4]), jax.random.key(0), 1.0, 10).tolist()
+    [10, 10]
+    """
+    hidden = jax.random.bernoulli(key, jnp.float32(share), label.shape)
+    return jnp.where(hidden, jnp.int32(num_classes), label.astype(np.int32))
+
+
 def random_flip(x: Float[Array, "B H W C"], key: Key[Array, ""]) -> Float[Array, "B H W C"]:
     """Each image mirrored left to right with probability ½.
 
     >>> random_flip(jnp.arange(4.0).reshape(2, 1, 2, 1), jax.random.key(0)).shape
     (2, 1, 2, 1)
     """
-    mirrored = jax.random.bernoulli(key, shape=(x.shape[0], 1, 1, 1))
+    mirrored = jax.random.bernoulli(key, jnp.float32(0.5), (x.shape[0], 1, 1, 1))
     return jnp.where(mirrored, x[:, :, ::-1], x)

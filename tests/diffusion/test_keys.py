@@ -3,8 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddim_jax import image_keys, initial_noise
+from ddim_jax import alpha_bars, image_keys, initial_noise, linear_betas
 from ddim_jax.diffusion.keys import Purpose, purpose_key
+from ddim_jax.diffusion.objective import draw_examples
+from ddim_jax.model.layers import initial_values
+from ddim_jax.training.step import hide_labels, random_flip
 
 SHAPE = (5, 3, 3)  # odd on purpose: no multiple of a vector register
 SEEDS = [0, 1, 2**31, 2**32 - 1]
@@ -78,6 +81,34 @@ def test_another_default_generator_does_not_change_the_noise():
     before = np.asarray(initial_noise(image_keys(0, [1]), (4,)))
     with jax.default_prng_impl("rbg"):
         np.testing.assert_array_equal(initial_noise(image_keys(0, [1]), (4,)), before)
+
+
+def test_settings_of_jax_do_not_change_what_is_drawn():
+    """Noise, initial weights, times, labels that are hidden, mirrored images."""
+    label, x = np.arange(64) % 3, np.arange(64 * 4, dtype=np.float32).reshape(64, 1, 4, 1)
+    shapes = {"layer": {"kernel": jax.ShapeDtypeStruct((3, 3, 2, 5), np.float32)}}
+
+    def draw():
+        key = purpose_key(0, Purpose.TRAINING)
+        examples = draw_examples(x, alpha_bars(linear_betas(50)), key, label=label)
+        return [
+            initial_noise(image_keys(0, [1, 5]), SHAPE),
+            initial_values(shapes, False, key)["layer"]["kernel"],
+            examples.t,
+            random_flip(x, key),
+            hide_labels(label, key, 0.3, 3),
+        ]
+
+    before = draw()
+    jax.config.update("jax_threefry_partitionable", False)
+    try:
+        np.testing.assert_array_equal(initial_noise(image_keys(0, [1, 5]), SHAPE), before[0])
+    finally:
+        jax.config.update("jax_threefry_partitionable", True)
+    with jax.enable_x64(True):
+        for ours, expected in zip(draw(), before, strict=True):
+            assert ours.dtype in (np.float32, np.int32)
+            np.testing.assert_array_equal(ours, expected)
 
 
 @pytest.mark.parametrize(
