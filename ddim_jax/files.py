@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Iterator
 from math import isfinite
 from pathlib import Path
@@ -68,6 +69,15 @@ def digest(*parts: Any) -> str:
         total.update(f"{part.shape}{part.dtype}".encode() if array else repr(part).encode())
         total.update(np.ascontiguousarray(part).tobytes() if array else b"")
     return total.hexdigest()
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
+    """The arrays of an .npz file; None where it is missing or damaged."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile):
+        return None
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

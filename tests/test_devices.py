@@ -125,13 +125,19 @@ def test_processes_join_where_there_are_several(monkeypatch, environment, argume
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *given: calls.append(given))
+
+    def initialize(*given, shutdown_timeout_seconds):
+        # One process writes results while the others wait for it.
+        assert shutdown_timeout_seconds > 86_400
+        calls.append(given)
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
     devices.setup()
     assert calls == arguments
 
 
 def test_on_a_tpu_host_without_a_pod_one_process_goes_on(monkeypatch):
-    def initialize():
+    def initialize(**waiting):
         raise ValueError(message)
 
     monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: name == "libtpu")

@@ -17,7 +17,6 @@ from ..devices import describe, full_batch
 from ..images import save_rows
 from ..metrics import STATISTICS, Statistics
 from ..settings import Range
-from . import paper
 from .cells import Drawing, Drawn, draw_cells
 from .features import FeatureFlags, Features, load_features
 from .flags import DrawFlags
@@ -25,6 +24,7 @@ from .grid import Cell, cells, concerns
 from .image_sets import ImageSet, check_recipe, check_shapes, open_images
 from .measure import change, differences, exact_labels, measure_cells, open_reference
 from .measure import entry as cell_entry
+from .paper import STEPS
 from .source import Source
 from .tables import console_table, estimate
 
@@ -75,7 +75,7 @@ class Config(FeatureFlags, DrawFlags):
     def resolved(self) -> "Config":
         """The configuration with the defaults of this machine filled in."""
         cpu, table1 = jax.default_backend() == "cpu", self.preset == "table1"
-        steps = self.steps or ((5, 10, 20, 50) if cpu and not table1 else paper.STEPS)
+        steps = self.steps or ((5, 10, 20, 50) if cpu and not table1 else STEPS)
         count = self.num_images or (50_000 if table1 else 512 if cpu else 10_000)
         name = self.name or ("table1" if table1 else "default")
         features = "inception" if table1 and self.features == "pixels" else self.features

@@ -6,7 +6,6 @@ a changed model are never mixed in.
 """
 
 import time
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from rich.console import Console
 
 from ..devices import make_mesh, surroundings
 from ..diffusion.reverse import StepTable, stack_tables
-from ..files import digest, whole
+from ..files import digest, read_arrays, whole
 from ..images import to_uint8
 from ..sampler import Plan, labelled, make_sampler, on_mesh
 from .grid import Cell
@@ -167,9 +166,6 @@ def _load(files: Sequence[Path], count: int) -> Drawn:
 
 def _read(file: Path) -> list[np.ndarray] | None:
     """Mean squares of x̂_0 and seconds of a batch; None where it is missing or damaged."""
-    try:
-        with np.load(file) as arrays:
-            _, *rest = (arrays[name] for name in ("images", "squares", "seconds"))
-            return rest
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
-        return None
+    arrays = read_arrays(file) or {}
+    found = [arrays.get(name) for name in ("images", "squares", "seconds")]
+    return None if any(array is None for array in found) else found[1:]  # type: ignore[return-value]

@@ -91,7 +91,7 @@ def run(config: Config, console: Console) -> None:
 
 def _samples(config: Config, console: Console) -> tuple[np.ndarray, str, Path, str]:
     """The images, a hash of them, a directory for their features, and what they are."""
-    if config.oracle is None and config.run and not (config.run / "config.json").exists():
+    if config.oracle is None and config.run and not (config.run / "checkpoints").exists():
         found = open_images(str(config.run), "IMAGES")
         if found.images is None:
             raise ValueError(f"{config.run} has statistics only; the images come first: give them.")

@@ -18,6 +18,7 @@ import json
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,7 +102,7 @@ def _own_schedule(source: str, module: str, function: str, numbers: str | None) 
     schedule = _own(f"--sigma is {source}", module, function, numbers)
 
     def checked(steps: Any) -> Sigmas:
-        sigmas = schedule(steps)
+        sigmas = _called(f"--sigma {source}", schedule, steps)
         if not isinstance(sigmas, Sigmas):
             raise ValueError(
                 f"--sigma {source} gave a {type(sigmas).__name__}; it must map Steps to "
@@ -130,7 +131,7 @@ def parse_solver(text: str) -> tuple[str, Solver]:
     solver = _own(f"--solver is {text}", **found.groupdict())
 
     def checked(steps: Any, sigma: Any) -> Correction:
-        correction = solver(steps, sigma)
+        correction = _called(f"--solver {text}", solver, steps, sigma)
         if not isinstance(correction, Correction):
             raise ValueError(
                 f"--solver {text} gave a {type(correction).__name__}; it must map (Steps, sigma) "
@@ -145,9 +146,9 @@ def _own(flag: str, module: str, function: str, numbers: str | None) -> Callable
     """A user's function, called with the numbers, if there are any."""
     try:
         made = getattr(_import(module), function)
-    except (ImportError, AttributeError, OSError) as error:
+    except (Exception, SystemExit) as error:  # a user's module can raise anything
         raise ValueError(
-            f"{flag}, which cannot be imported ({error}); give MODULE:FUNCTION, "
+            f"{flag}, which cannot be imported ({_what(error)}); give MODULE:FUNCTION, "
             "where MODULE is a name or the path of a .py file."
         ) from error
     if numbers is None:
@@ -156,7 +157,22 @@ def _own(flag: str, module: str, function: str, numbers: str | None) -> Callable
         values = [number + 0 for number in json.loads(f"[{numbers}]")]
     except (ValueError, TypeError) as error:
         raise ValueError(f"{flag}; only numbers may stand in ( ).") from error
-    return made(*values)
+    return _called(flag, made, *values)
+
+
+def _called(flag: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a user's function; its own error becomes one sentence with file and line."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        raise ValueError(f"{flag} fails: {_what(error)}.") from error
+
+
+def _what(error: BaseException) -> str:
+    """An error in one line, and where it was raised."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text} at {frame.filename}:{frame.lineno}"
 
 
 def _import(module: str) -> Any:

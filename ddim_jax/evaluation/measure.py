@@ -8,7 +8,6 @@ nothing again. Several processes share the cells.
 """
 
 import time
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ import numpy as np
 from rich.console import Console
 
 from ..diffusion.moments import kl_gaussian, propagate_gaussian, wasserstein2_gaussian
-from ..files import digest, file_sha256, whole
+from ..files import digest, file_sha256, read_arrays, whole
 from ..metrics import (
     STATISTICS,
     Interval,
@@ -170,15 +169,14 @@ def _flat(spreads: dict[str, Spread]) -> dict[str, Any]:
 
 def _read(file: Path, reference: Reference) -> dict[str, Spread] | None:
     """The statistics of a cell; None where the file is missing or damaged."""
-    try:
-        with np.load(file) as arrays:
-            parts = {
-                name: [arrays[f"{name}.{part}"] for part in Spread._fields]
-                for name in reference.points
-            }
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+    arrays = read_arrays(file) or {}
+    keys = {name: [f"{name}.{part}" for part in Spread._fields] for name in reference.points}
+    if not all(key in arrays for parts in keys.values() for key in parts):
         return None
-    return {name: Spread(float(value), *rest) for name, (value, *rest) in parts.items()}
+    return {
+        name: Spread(float(arrays[value]), arrays[deviations], arrays[shared])
+        for name, (value, deviations, shared) in keys.items()
+    }
 
 
 def _as_dict(numbers: Interval) -> dict[str, float]:

@@ -47,5 +47,6 @@ def draw(command, run, tmp_path, *arguments):
     status, text, err = command("sample", "generate", run, "--steps", 3, "--out", out, *arguments)
     assert (status, err) == (0, "")
     with np.load(out) as file:
-        assert file.files == ["images"]
+        assert file.files == ["images", "arr_0"]
+        np.testing.assert_array_equal(file["images"], file["arr_0"])
         return file["images"], text

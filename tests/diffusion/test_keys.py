@@ -95,7 +95,7 @@ def test_settings_of_jax_do_not_change_what_is_drawn():
             initial_noise(image_keys(0, [1, 5]), SHAPE),
             initial_values(shapes, False, key)["layer"]["kernel"],
             examples.t,
-            random_flip(x, key),
+            random_flip(jnp.asarray(x), key),
             hide_labels(label, key, 0.3, 3),
         ]
 

@@ -12,10 +12,10 @@ from ddim_jax.training.checkpoint import checkpoints, save_checkpoint
 from tests.conftest import tiny_config
 
 
-def write_odd_run(out):
+def write_odd_run(out, **train):
     """A run unlike the plain one: T = 20, v-prediction, ᾱ_T = 0, classes, and weights far from
     zero."""
-    config = tiny_config(presets()["digits"], out)
+    config = tiny_config(presets()["digits"], out, **train)
     config = replace(
         config,
         diffusion=replace(

@@ -7,15 +7,21 @@ import numpy as np
 import pytest
 
 from ddim_jax import (
+    adams,
+    alpha_bars,
+    cosine_betas,
     eta,
     karras_timesteps,
     logsnr_timesteps,
+    official_timesteps,
     quadratic_timesteps,
     step_table,
+    uniform_timesteps,
+    zero_terminal_snr,
 )
 from ddim_jax.evaluation.ablate import Config
 from ddim_jax.evaluation.grammar import parse_sigma, parse_timesteps
-from ddim_jax.evaluation.grid import cells
+from ddim_jax.evaluation.grid import cells, concerns
 
 MINE = """
 import numpy as np
@@ -33,6 +39,18 @@ def share(c, power=1.0):
 
 def wrong(steps):
     return 1.0
+"""
+
+OWN_SOLVER = """
+import numpy as np
+from ddim_jax import Correction
+
+def half(c):
+    def solver(steps, sigma):
+        a = np.tile([c, -c], (len(steps.t), 1))
+        a[0] = 0
+        return Correction(a, 0 * a)
+    return solver
 """
 
 
@@ -164,3 +182,73 @@ def test_names_are_what_they_say():
     assert parse_sigma("eta=0.50").name == "eta=0.5"
     assert parse_sigma("hat").name == "sigma-hat"
     assert parse_timesteps("trailing").name == "trailing"
+
+
+def test_solvers_are_an_axis(alpha_bar):
+    solvers = ("first", "adams=2", "mine2.py:half(0.5)")
+    Path("mine2.py").write_text(OWN_SOLVER)
+    grid = cells(alpha_bar, ("eta=0", "eta=1"), ("uniform",), (4,), solvers)
+    assert [cell.name for cell in grid[::2]] == [
+        "eta=0 uniform S=4",
+        "eta=0 uniform adams=2 S=4",
+        "eta=0 uniform mine2.py:half(0.5) S=4",
+    ]
+    direct = step_table(alpha_bar, uniform_timesteps(1000, 4), eta(1.0), adams(2))
+    for ours, expected in zip(grid[3].table, direct, strict=True):
+        np.testing.assert_array_equal(ours, expected)
+    np.testing.assert_array_equal(grid[4].table.x_0_correction[1:], [[0.5, -0.5]] * 3)
+
+
+@pytest.mark.parametrize("text", ["adams", "first=1", "adams=x", "adams=²", "euler", "mine:wrong"])
+def test_a_solver_that_is_none(alpha_bar, text):
+    with pytest.raises(ValueError, match="--solver") as error:
+        cells(alpha_bar, ("eta=0",), ("uniform",), (4,), (text,))
+    assert "\n" not in str(error.value)
+
+
+def test_official_times_have_their_repeats(alpha_bar):
+    (cell,) = cells(alpha_bar, ("eta=0",), ("official-quadratic",), (100,))
+    times = official_timesteps(1000, 100, "quadratic")
+    np.testing.assert_array_equal(cell.table.t, times[::-1])
+    assert cell.table.active.sum() == len(set(times)) < 100
+
+
+@pytest.mark.parametrize(
+    ("change", "timesteps", "steps", "sentence"),
+    [
+        (None, "quadratic", 10, None),
+        (None, "uniform", 20, None),
+        (None, "quadratic", 1, "images there are not noise"),
+        (100, "quadratic", 10, "images there are not noise"),
+        ("zero", "quadratic", 10, "use --timesteps trailing"),
+        ("zero", "", 10, None),
+        ("cosine", "trailing", 10, "an error of ε̂ is multiplied by"),
+    ],
+)
+def test_a_start_that_spoils_the_images_is_said(alpha_bar, change, timesteps, steps, sentence):
+    bars = {
+        None: alpha_bar,
+        100: alpha_bar[:101],
+        "zero": zero_terminal_snr(alpha_bar),
+        "cosine": alpha_bars(cosine_betas(1000)),
+    }[change]
+    (cell,) = cells(bars, ("eta=0",), (timesteps,), (steps,))
+    found = list(concerns(bars, "epsilon", cell))
+    assert (found == []) if sentence is None else (sentence in found[0])
+    if change == "cosine":
+        assert list(concerns(bars, "v", cell)) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        ("def late(steps):\n    return steps.nothing", "AttributeError: .* at .*bad.py:2"),
+        ("def late(steps): pass\nraise SystemExit(0)", "cannot be imported .SystemExit: 0"),
+        ("def late(:", "cannot be imported .SyntaxError"),
+    ],
+)
+def test_an_error_in_the_users_own_file_names_its_line(alpha_bar, code, sentence):
+    Path("bad.py").write_text(code)
+    with pytest.raises(ValueError, match=sentence) as error:
+        cells(alpha_bar, ("bad.py:late",), ("uniform",), (4,))
+    assert "\n" not in str(error.value)

@@ -64,7 +64,7 @@ def test_the_ends_of_an_interpolation_are_the_images_of_the_noises(
     ]
     status, text, err = command("sample", "interpolate", odd_run, *flags)
     assert (status, err) == (0, "")
-    assert f"{out}: 3 × 4 images (8, 8, 1) between noises, S=5 quadratic, eta=0, seed=5" in text
+    assert f"{out}: 3 × 4 images (8, 8, 1) between noises, S=5 trailing, eta=0, seed=5" in text
     (rows, row_labels, column_labels), ends = saved[0], drawn("--steps", 5)
     assert (row_labels, column_labels) == (
         ["0 to 1", "2 to 3", "4 to 5"],
@@ -143,3 +143,29 @@ def test_a_mistake_is_one_sentence_and_writes_nothing(
     assert (status, out) == (1, "")
     assert re.fullmatch(rf"error: .*{re.escape(sentence)}.*\n", err), err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_model_without_a_row_for_no_label_draws_its_classes(odd_run, command, tmp_path):
+    """--train.label-dropout 0 leaves "no label" untrained: every command takes the classes."""
+    run = write_odd_run(tmp_path / "run", label_dropout=0.0)
+
+    def images(*flags, of=run):
+        out = tmp_path / "a.npz"
+        arguments = ["generate", of, "--num-images", 12, "--steps", 2, "--out", out, *flags]
+        status, text, err = command("sample", *arguments)
+        assert (status, err) == (0, "")
+        return np.load(out)["images"].astype(int), text
+
+    in_turn, text = images()
+    assert "labels 0 1 2 3 4 5 6 7 8 9, guidance 1" in text
+    named, _ = images("--label", *range(10))
+    np.testing.assert_array_equal(in_turn, named)
+    without, _ = images(of=odd_run)
+    assert np.abs(in_turn - without).max() > 0
+    status, _, err = command("sample", "generate", run, "--label", 1, "--guidance", 2)
+    assert (status, "cannot draw without a label" in err) == (1, True)
+    for name in ("trajectory", "interpolate"):
+        out = tmp_path / "a.png"
+        status, text, err = command("sample", name, run, "--steps", 2, "--out", out)
+        assert (status, err) == (0, "")
+        assert "labels 0 1 2" in text

@@ -1,5 +1,6 @@
 """The report: what is written is read back, and the page is used in a real browser."""
 
+import copy
 import csv
 import json
 import re
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddim_jax.evaluation.figures import grid_of
+from ddim_jax.evaluation.paper import paper_table
 from ddim_jax.evaluation.report import write_report
 
 DIGITS = Path(__file__).parents[2] / "ddim_jax" / "data" / "embedded" / "digits8.npz"
@@ -173,10 +176,22 @@ def test_the_papers_numbers_stand_where_they_apply_only(report):
     assert lines[at + 2 : at + 7] == [
         "|  | S=10 |",
         "|---|---|",
-        "| eta=0 | 13.36 |",
-        "| eta=1 | 41.07 |",
+        "| eta=0 | 13.36 (13.36–13.74) |",
+        "| eta=1 | 41.07 (41.07–42.03) |",
         "| sigma-hat | 367.43 |",
     ]
+
+
+def test_fid_stands_beside_the_paper_in_standard_errors(report):
+    results = copy.deepcopy(report[0])
+    results["metrics"]["frechet"] = "FID, Inception tf1, n=50,000 against 50,000"
+    for cell in results["cells"]:
+        cell["metrics"]["frechet"] = {"value": 13.46, "low": 13.36, "high": 13.56}
+    title, rows = paper_table(results, grid_of(results["cells"]))
+    assert "standard errors" in title
+    # 0.1 above the paper, whose interval of ±0.1 is 1.96 standard errors.
+    assert rows[1][0] == "eta=0, quadratic"
+    assert rows[1][1] == "13.46 ± 0.10; paper 13.36 (13.36–13.74) [+2.0]"
 
 
 def test_the_same_input_gives_the_same_bytes(report, tmp_path):
