@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -68,7 +69,8 @@ def test_inception_statistics_of_both_families(command, pictures, weights, tmp_p
     )
     assert (status, err) == (0, "")
     params = load_inception(path, sha256)
-    of_real, of_fake = (np.asarray(inception_features(params, x), float) for x in (real, fake))
+    features = jax.jit(inception_features)
+    of_real, of_fake = (np.asarray(features(params, x), float) for x in (real, fake))
     recipe = {"features": "Inception", "family": "tf1", "weights": sha256}
     assert recipe.items() <= load_recipe(saved).items()
     mean, covariance, count = load_statistics(saved)
