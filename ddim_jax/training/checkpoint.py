@@ -21,9 +21,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from ..config import Config, config_from_dict
+from ..config import Config, DataConfig, config_from_dict
 from ..files import file_sha256, write
 from ..model import unet_shapes
+from ..settings import differences
 from .state import TrainState
 
 _SUMS = "SHA256SUMS"
@@ -139,6 +140,35 @@ def load_run_config(directory: Path, checkpoint: str | int = "latest") -> tuple[
     step = _choose(directory, str(checkpoint))
     values = _restore(directory, step, {"config": ocp.args.JsonRestore()})["config"]
     return config_from_dict(values), step
+
+
+def resumable_step(config: Config, out: Path) -> int | None:
+    """The step to resume from, or None for a new run."""
+    if latest_step(out) is None:
+        return None
+    saved, step = load_run_config(out)
+    for flag, (there, here) in differences(saved, config).items():
+        if flag == "data.flip" and _flips(saved.data) == _flips(config.data):
+            continue
+        more_steps = flag == "train.steps" and config.train.decay == "constant"
+        # At step 0, with imported weights, only the model and the noising process are fixed.
+        if not more_steps and (step or flag.startswith(("model.", "diffusion."))):
+            raise ValueError(
+                f"{out} holds checkpoints of another configuration: --{flag} was {there} there "
+                f"and is {here} now; use the old value to continue, or another --out to start anew."
+            )
+    if step > config.train.steps:
+        raise ValueError(
+            f"{out} is already at step {step}; --train.steps is {config.train.steps}: give more "
+            "steps, or another --out."
+        )
+    return step
+
+
+def _flips(data: DataConfig) -> bool | None:
+    """What --data.flip comes to, where the source's own default is known."""
+    default = {"digits": False, "emoji": False, "cifar10": True}.get(data.source)
+    return default if data.flip is None or default is False else data.flip
 
 
 def _choose(directory: Path, checkpoint: str) -> int:

@@ -32,12 +32,11 @@ from ..devices import batch_sharding, describe, make_mesh, process_rows, state_s
 from ..diffusion.objective import loss_weights
 from ..files import to_json
 from ..model import build_unet, unet_apply, unet_shapes
-from ..settings import differences
 from .checkpoint import (
     checkpoints,
     latest_step,
-    load_run_config,
     restore_state,
+    resumable_step,
     save_checkpoint,
     seal,
 )
@@ -61,7 +60,7 @@ def train(config: Config, console: Console) -> None:
     console = console if jax.process_index() == 0 else Console(quiet=True)
     out, settings = Path(config.out), config.train
     mesh = _mesh(config)
-    saved = _resumable_step(config, out)
+    saved = resumable_step(config, out)
     dataset, held_out = _open_data(config, saved)
     apply, alpha_bar = unet_apply(config.model), config.diffusion.alpha_bar()
     weights = loss_weights(
@@ -230,7 +229,7 @@ def _run(
                 save_checkpoint(manager, state, config, judged)
             if settings.sample_every and done % settings.sample_every == 0:
                 images = draw(state.ema, settings.sample_images)
-                save_preview(images, out / "samples" / f"step_{done:07d}.png")
+                save_preview(images, out / "samples" / f"step_{done:07d}.png", console)
             pause += time.perf_counter() - start
             if halt:
                 break
@@ -259,7 +258,7 @@ def describe_run(config: Config, console: Console) -> None:
     """Print what `train` would train on what data, and refuse what it refuses."""
     config.check()
     _mesh(config)
-    dataset, _ = _open_data(config, _resumable_step(config, Path(config.out)), prepare=False)
+    dataset, _ = _open_data(config, resumable_step(config, Path(config.out)), prepare=False)
     console.print_json(to_json(dataclasses.asdict(config)))
     console.print(f"parameters: {count_parameters(unet_shapes(config.model)):,}")
     size, batch = f"{dataset.size:,}", (config.train.batch_size, *dataset.shape)
@@ -277,24 +276,3 @@ def count_parameters(params: Any) -> int:
     10
     """
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-
-
-def _resumable_step(config: Config, out: Path) -> int | None:
-    """The step to resume from, or None for a new run."""
-    if latest_step(out) is None:
-        return None
-    saved, step = load_run_config(out)
-    for flag, (there, here) in differences(saved, config).items():
-        more_steps = flag == "train.steps" and config.train.decay == "constant"
-        # At step 0, with imported weights, only the model and the noising process are fixed.
-        if not more_steps and (step or flag.startswith(("model.", "diffusion."))):
-            raise ValueError(
-                f"{out} holds checkpoints of another configuration: --{flag} was {there} there "
-                f"and is {here} now; use the old value to continue, or another --out to start anew."
-            )
-    if step > config.train.steps:
-        raise ValueError(
-            f"{out} is already at step {step}; --train.steps is {config.train.steps}: give more "
-            "steps, or another --out."
-        )
-    return step

@@ -14,7 +14,7 @@ from ..data import Dataset
 from ..devices import full_batch, make_mesh
 from ..diffusion.reverse import step_table
 from ..diffusion.sigmas import eta
-from ..diffusion.timesteps import quadratic_timesteps, trailing_timesteps
+from ..diffusion.timesteps import TIMESTEPS
 from ..images import save_grid, to_uint8, to_unit_range
 from ..metrics import frechet_distance
 from ..model import unet_apply
@@ -31,10 +31,7 @@ def make_draw(config: Config) -> Draw:
         config.diffusion.alpha_bar(),
         unet_apply(config.model),
     )
-    # Where ᾱ_T = 0, only a τ that visits T starts as training does.
-    choose = trailing_timesteps if alpha_bar[-1] == 0 else quadratic_timesteps
-    tau = choose(config.diffusion.num_steps, settings.sample_steps)
-    plan = Plan(step_table(alpha_bar, tau, eta(0.0)), np.uint32(config.seed))
+    plan = Plan(step_table(alpha_bar, _tau(config)[1], eta(0.0)), np.uint32(config.seed))
     size = full_batch(settings.sample_images)
     mesh, labels = make_mesh(size), tuple(range(config.model.num_classes))
 
@@ -51,10 +48,20 @@ def make_draw(config: Config) -> Draw:
     return draw
 
 
-def save_preview(images: np.ndarray, path: Path) -> None:
-    """Write a grid of samples, in the first process only."""
-    if jax.process_index() == 0:
+def _tau(config: Config) -> tuple[str, np.ndarray]:
+    """The τ of previews; where ᾱ_T = 0, only one that visits T starts as training does."""
+    name = "trailing" if config.diffusion.alpha_bar()[-1] == 0 else "quadratic"
+    return name, TIMESTEPS[name](config.diffusion.alpha_bar(), config.train.sample_steps)
+
+
+def save_preview(images: np.ndarray, path: Path, console: Console) -> None:
+    """Write a grid of samples, in the first process only; a full disk does not end a training."""
+    if jax.process_index():
+        return
+    try:
         save_grid(images, path)
+    except OSError as error:
+        console.print(f"warning: {path} cannot be written ({error.strerror}); training goes on")
 
 
 def finish(
@@ -63,15 +70,15 @@ def finish(
     """Write the last sample grid, and print the Fréchet distance of raw pixels."""
     out, count = Path(config.out), config.train.evaluate_images
     images = draw(state.ema, max(count, config.train.sample_images))
-    save_preview(images[: config.train.sample_images], out / "samples.png")
+    save_preview(images[: config.train.sample_images], out / "samples.png", console)
     console.print(f"trained to step {int(state.step)}; samples in {out / 'samples.png'}")
-    if count and jax.process_index() == 0:
+    if min(count, dataset.size) > 1 and jax.process_index() == 0:
         real = to_unit_range(dataset.read(np.arange(dataset.size)))
         fake = to_unit_range(images[:count])
         distance = frechet_distance(real.reshape(len(real), -1), fake.reshape(len(fake), -1))
         console.print(
             f"Fréchet distance, pixels in [-1, 1], {fake[0].size} dimensions, n={count:,} against "
-            f"{len(real):,} train images, S={config.train.sample_steps} quadratic, eta=0: "
+            f"{len(real):,} train images, S={config.train.sample_steps} {_tau(config)[0]}, eta=0: "
             f"{distance:.3f}"
         )
     console.print(f"sample with: python sample.py generate {shlex.quote(str(out))}")

@@ -41,7 +41,7 @@ def test_a_run_says_and_saves_its_classes_and_refuses_other_data(tmp_path, comma
     assert run_classes(run) == ("cat", "dog")
     assert load_config(run / "config.json").data.flip is None
     (root / "cat" / "c.png").rename(root / "dog" / "c.png")
-    monkeypatch.setattr(loop, "_resumable_step", lambda *_: 1)
+    monkeypatch.setattr(loop, "resumable_step", lambda *_: 1)
     for flags in ([], ["--dry-run"]):
         status, out, err = command("train", file, *flags)
         assert (status, out) == (1, "")
