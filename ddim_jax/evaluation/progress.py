@@ -27,7 +27,8 @@ def progress(console: Console, total: int, unit: str) -> Iterator[Callable[..., 
             now = time.monotonic()
             if not terminal and now - said > _EVERY and done < total:
                 left = (now - start) * (total - done) / done
-                console.print(f"{doing}: {done:,} of {total:,} {unit}, about {duration(left)} left")
+                about = f"{done:,} of {total:,} {unit}, about {duration(left)} left"
+                console.print(f"{doing}: {about}", markup=False)
                 said = now
 
         yield show
