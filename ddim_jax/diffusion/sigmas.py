@@ -46,7 +46,7 @@ def eta(value: Numbers) -> SigmaSchedule:
     Traceback (most recent call last):
     ValueError: eta is -0.1; it must be ≥ 0: 0 is DDIM, 1 is DDPM.
     """
-    values = np.asarray(value, np.float64)
+    values = _on_host("eta", value)
     for bad in values[~(values >= 0)]:
         raise ValueError(f"eta is {bad:.6g}; it must be ≥ 0: 0 is DDIM, 1 is DDPM.")
 
@@ -97,8 +97,8 @@ def custom(sigma: Numbers, noise: Numbers | None = None) -> SigmaSchedule:
     >>> custom([0.1, 0.0])(steps).noise.tolist()
     [0.1, 0.0]
     """
-    sigma = np.asarray(sigma, np.float64)
-    noise = sigma if noise is None else np.asarray(noise, np.float64)
+    sigma = _on_host("sigma", sigma)
+    noise = sigma if noise is None else _on_host("noise", noise)
     return lambda steps: Sigmas(_per_step("sigma", sigma, steps), _per_step("noise", noise, steps))
 
 
@@ -126,7 +126,7 @@ def scaled(schedule: SigmaSchedule, c: Numbers) -> SigmaSchedule:
     >>> np.array_equal(scaled(ddpm(), 0.3)(steps).sigma, eta(0.3)(steps).sigma)
     True
     """
-    factor = np.asarray(c, np.float64)
+    factor = _on_host("c", c)
     for bad in factor[~(factor >= 0)]:
         raise ValueError(f"c is {bad:.6g}; it must be ≥ 0.")
     return lambda steps: Sigmas(
@@ -214,6 +214,15 @@ def estimate_epsilon_power(
 def _transition_std(steps: Steps) -> Float[np.ndarray, " S"]:
     """σ̂ = √(1 − ᾱ_t/ᾱ_s), the standard deviation of DDPM's forward transition q(x_t | x_s)."""
     return np.sqrt(1 - steps.alpha_bar_t / steps.alpha_bar_s)
+
+
+def _on_host(name: str, value: Numbers) -> Float[np.ndarray, "..."]:
+    if isinstance(value, jax.core.Tracer):
+        raise ValueError(
+            f"{name} is traced, and tables are built on the host; build the table outside, and "
+            "pass it, or differentiate by its columns: table._replace(sigma=…, noise=…)."
+        )
+    return np.asarray(value, np.float64)
 
 
 def _per_step(name: str, values: np.ndarray, steps: Steps) -> Float[np.ndarray, " S"]:

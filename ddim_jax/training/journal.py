@@ -65,8 +65,8 @@ def keep_metrics(path: Path, start: int) -> None:
     if not path.exists():
         return
     lines = []
-    for line in path.read_text().splitlines():
-        with contextlib.suppress(json.JSONDecodeError):  # a line that a kill cut off
+    for line in path.read_text(errors="replace").splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that a kill cut off
             if json.loads(line)["step"] <= start:
                 lines.append(line)
     write(path, "".join(line + "\n" for line in lines))

@@ -99,14 +99,14 @@ def test_settings_of_jax_do_not_change_what_is_drawn():
             hide_labels(label, key, 0.3, 3),
         ]
 
-    before = draw()
+    before = jax.jit(draw)()
     jax.config.update("jax_threefry_partitionable", False)
     try:
         np.testing.assert_array_equal(initial_noise(image_keys(0, [1, 5]), SHAPE), before[0])
     finally:
         jax.config.update("jax_threefry_partitionable", True)
     with jax.enable_x64(True):
-        for ours, expected in zip(draw(), before, strict=True):
+        for ours, expected in zip(jax.jit(draw)(), before, strict=True):
             assert ours.dtype in (np.float32, np.int32)
             np.testing.assert_array_equal(ours, expected)
 

@@ -221,3 +221,12 @@ WRONG = [(eta([0.1, 0.2]), "eta"), (custom([0.1] * 3), "sigma"), (custom(0.1, [0
 def test_lengths_must_be_S(schedule, name, steps):
     with pytest.raises(ValueError, match=rf"{name} has shape .* each of the 4 steps"):
         schedule(steps)
+
+
+@pytest.mark.parametrize("family", [eta, custom, lambda c: scaled(ddpm(), c)])
+def test_a_traced_number_is_refused_in_one_sentence(family, alpha_bar):
+    def width(value):
+        return step_table(alpha_bar, [1, 500], family(value)).sigma.sum()
+
+    with pytest.raises(ValueError, match="is traced, and tables are built on the host"):
+        jax.grad(width)(0.5)

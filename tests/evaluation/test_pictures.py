@@ -165,8 +165,8 @@ def test_a_model_without_a_row_for_no_label_draws_its_classes(odd_run, command, 
     status, _, err = command("sample", "generate", run, "--steps", 2, "--label", 1, "--guidance", 2)
     assert "cannot draw without a label" in err
     assert status == 1
-    for name in ("trajectory", "interpolate"):
-        out = tmp_path / "a.png"
-        status, text, err = command("sample", name, run, "--steps", 2, "--out", out)
-        assert (status, err) == (0, "")
-        assert "labels 0 1 2" in text
+    out = tmp_path / "a.png"
+    flags = ["--steps", 1, "--rows", 2, "--columns", 2, "--out", out]
+    status, text, err = command("sample", "interpolate", run, *flags)
+    assert (status, err) == (0, "")
+    assert "labels 0 1 2" in text
