@@ -7,7 +7,7 @@ import pytest
 
 from ddim_jax.config import presets
 from ddim_jax.model import UNetConfig, build_unet, unet_apply
-from ddim_jax.model.layers import sinusoidal_embedding
+from ddim_jax.model.layers import initial_values, sinusoidal_embedding
 from ddim_jax.training import initial_state, load_run, make_optimizer
 from ddim_jax.training.checkpoint import checkpoints, restore_state, save_checkpoint
 from tests.conftest import tiny_config
@@ -202,3 +202,10 @@ def test_bfloat16_computes_in_it_and_answers_in_float32():
     reductions = [line for line in text.splitlines() if "stablehlo.reduce" in line]
     assert reductions
     assert not any("bf16" in line for line in reductions)
+
+
+def test_initial_kernels_have_glorots_variance():
+    shapes = {"conv1": {"kernel": jax.ShapeDtypeStruct((3, 3, 40, 60), np.float32)}}
+    kernel = np.asarray(initial_values(shapes, False, jax.random.key(0))["conv1"]["kernel"])
+    assert kernel.var() == pytest.approx(2 / (9 * (40 + 60)), rel=0.03)
+    assert abs(kernel.mean()) < 4 * kernel.std() / np.sqrt(kernel.size)

@@ -13,17 +13,26 @@ from ddim_jax.data import batches, load_dataset
 from ddim_jax.devices import batch_sharding, make_mesh, state_shardings, to_global
 from ddim_jax.diffusion.objective import loss_weights
 from ddim_jax.model import build_unet, unet_apply
-from ddim_jax.training import initial_state, load_run, make_optimizer, make_train_step, train
+from ddim_jax.training import (
+    initial_state,
+    load_run,
+    loop,
+    make_optimizer,
+    make_train_step,
+    train,
+)
 from ddim_jax.training.loop import prepare_state, prepare_step
 from tests.commands import metrics
 from tests.conftest import tiny_config
 
 
 @pytest.mark.slow
-def test_training_is_the_step_over_the_batches(tmp_path):
+def test_training_is_the_step_over_the_batches(tmp_path, monkeypatch):
     """Every setting reaches the step, and no image of a digit is mirrored."""
     settings = {"loss_weight": "min-snr", "min_snr_gamma": 3.0, "ema_decay": 0.2}
-    settings |= {"label_dropout": 0.5, "clip_norm": 0.1, "sample_images": 1}
+    settings |= {"label_dropout": 0.5, "clip_norm": 0.1, "sample_images": 1, "validate_images": 1}
+    judged = []
+    monkeypatch.setattr(loop, "make_validation", lambda *_: lambda ema: judged.append(ema) or 1.0)
     config = tiny_config(presets()["digits"], tmp_path / "run", **settings)
     model = replace(config.model, num_classes=10, zero_init=False)
     config = replace(
@@ -55,6 +64,9 @@ def test_training_is_the_step_over_the_batches(tmp_path):
         assert line["loss"] == pytest.approx(float(expected["loss"]), rel=1e-5)
         assert line["grad_norm"] == pytest.approx(float(expected["grad_norm"]), rel=1e-5)
     assert [line["step"] for line in log] == [1, 2, 3]
+    # A checkpoint is judged by the weights that are sampled from.
+    for actual, leaf in zip(*map(jax.tree.leaves, (judged[-1], state.ema)), strict=True):
+        np.testing.assert_allclose(actual, leaf, rtol=1e-5, atol=1e-7)
     for actual, leaf in zip(
         *map(jax.tree.leaves, (load_run(config.out)[1], state.ema)), strict=True
     ):

@@ -81,7 +81,7 @@ def loss_key(seed, step):
 
 
 def test_training_steps_against_adam_in_numpy(alpha_bar):
-    config = TrainConfig(steps=100, warmup_steps=3, learning_rate=0.1, clip_norm=0.5, ema_decay=0.5)
+    config = TrainConfig(steps=100, warmup_steps=3, learning_rate=0.1, clip_norm=0.5, ema_decay=0.3)
     start = {"w": jnp.float32(0.2), "b": jnp.float32(-0.3)}
     optimizer = make_optimizer(config)
     step = make_train_step(linear, optimizer, alpha_bar, seed=7, ema_decay=config.ema_decay)
@@ -103,7 +103,7 @@ def test_training_steps_against_adam_in_numpy(alpha_bar):
         g *= min(1, 0.5 / norm)
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
         p = p - 0.1 * min(1, n / 3) * (m / (1 - 0.9**n)) / (np.sqrt(v / (1 - 0.999**n)) + 1e-8)
-        decay = min(0.5, (1 + n) / (10 + n))
+        decay = min(0.3, (1 + n) / (10 + n))
         ema = decay * ema + (1 - decay) * p
 
         state, metrics = step(state, x_0)
@@ -177,3 +177,18 @@ def test_half_of_the_labels_are_hidden_with_probability_a_half(alpha_bar):
     state = initial_state(jnp.ones(()), optimizer)
     _, metrics = step(state, jnp.zeros((400, 1, 1, 1)), jnp.zeros(400, jnp.int32))
     assert 0.4**2 < float(metrics["loss"]) < 0.6**2  # the square of the part that was hidden
+
+
+def test_each_accumulated_part_has_its_own_dropout(alpha_bar):
+    seen = []
+
+    def network(params, x, t, *, dropout_key):
+        jax.debug.callback(lambda key: seen.append(key.tolist()), jax.random.key_data(dropout_key))
+        return params * x
+
+    optimizer = make_optimizer(TrainConfig())
+    step = make_train_step(network, optimizer, alpha_bar, seed=0, accumulate=4)
+    state, _ = step(initial_state(jnp.ones(()), optimizer), jnp.ones((8, 1, 1, 1)))
+    jax.block_until_ready(state)
+    jax.effects_barrier()
+    assert len({tuple(key) for key in seen}) == 4

@@ -1,0 +1,27 @@
+"""What the cells of a grid are measured against."""
+
+import numpy as np
+
+from ddim_jax.evaluation.features import Features, pixels
+from ddim_jax.evaluation.measure import open_reference
+from ddim_jax.metrics import Statistics
+
+PIXELS = Features("pixels", pixels, {"features": "pixels"})
+
+
+def test_neighbours_and_kernels_take_ten_thousand_and_frechet_all(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (10_050, 1, 2, 1), np.uint8)
+    points = open_reference(images, PIXELS, tmp_path).points
+    assert {name: part.shape[0] for name, part in points.items()} == {
+        "frechet": 10_050,
+        **dict.fromkeys(("kernel", "precision", "recall", "density", "coverage"), 10_000),
+    }
+    # In random order: a part of images that are sorted by class has all classes.
+    assert not np.array_equal(points["recall"].features, pixels(images)[:10_000])
+
+
+def test_statistics_are_enough_for_frechet_alone(tmp_path):
+    reference = open_reference(Statistics(np.zeros(2), np.eye(2), 0), PIXELS, tmp_path)
+    assert list(reference.points) == ["frechet"]
+    other = open_reference(Statistics(np.ones(2), np.eye(2), 0), PIXELS, tmp_path)
+    assert reference.identity != other.identity
