@@ -94,16 +94,17 @@ def run(config: Config, console: Console) -> None:
     ]
     for warning in warnings:
         console.print(f"warning: {warning}")
+    # All that can be refused is refused before the first image is drawn.
     features = load_features(config, source.directory, source.image_shape[-1], console)
+    reference = open_reference(
+        _images(config, source, features), features, source.directory / "ablations" / "reference"
+    )
     drawing = Drawing(
         source, config.seed, config.num_images, full_batch(config.batch_size),
         config.labels(source), config.guidance,
     )  # fmt: skip
     clips = [config.clip_index(cell, source) for cell in grid]
     drawn, compilations = draw_cells(drawing, grid, clips, console)
-    reference = open_reference(
-        _images(config, source, features), features, source.directory / "ablations" / "reference"
-    )
     spreads = measure_cells(grid, drawn, reference, features, console)
     if jax.process_index():
         return

@@ -36,6 +36,7 @@ from .progress import progress
 from .source import Source
 
 _SOURCES = sorted((Path(__file__).parent.parent / "metrics").glob("*.py"))
+_DIMENSIONS = 12_288  # of a covariance that is decomposed: the pixels of 64×64×3
 _NEIGHBOURS = 10_000  # reference images for all statistics but the Fréchet distance
 Numbers = dict[str, dict[str, float]]
 
@@ -59,6 +60,13 @@ def open_reference(
     images = images[np.random.default_rng(0).permutation(len(images))]
     content = digest(images)
     points = Points(kept_features(features, lambda: images, content, directory))
+    N, D = points.shape
+    if min(N, D) > _DIMENSIONS:
+        raise ValueError(
+            f"the reference has {N:,} images of {D:,} features, whose covariance takes "
+            f"{8 * D**2 / 1e9:.0f} GB; use --features inception, or --against up to "
+            f"{_DIMENSIONS:,} images."
+        )
     few = points.shape[0] <= _NEIGHBOURS
     part = points if few else Points(points.features[:_NEIGHBOURS])
     against = {name: points if name == "frechet" else part for name in STATISTICS}

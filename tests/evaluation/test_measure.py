@@ -1,7 +1,9 @@
 """What the cells of a grid are measured against."""
 
 import numpy as np
+import pytest
 
+from ddim_jax.evaluation import measure
 from ddim_jax.evaluation.features import Features, pixels
 from ddim_jax.evaluation.measure import open_reference
 from ddim_jax.metrics import Statistics
@@ -25,3 +27,11 @@ def test_statistics_are_enough_for_frechet_alone(tmp_path):
     assert list(reference.points) == ["frechet"]
     other = open_reference(Statistics(np.ones(2), np.eye(2), 0), PIXELS, tmp_path)
     assert reference.identity != other.identity
+
+
+def test_a_covariance_that_no_memory_holds_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "_DIMENSIONS", 5)
+    images = np.zeros((7, 1, 6, 1), np.uint8)
+    with pytest.raises(ValueError, match=r"7 images of 6 features, .* use --features inception"):
+        open_reference(images, PIXELS, tmp_path)
+    assert open_reference(images[:5], PIXELS, tmp_path).points["frechet"].shape == (5, 6)
