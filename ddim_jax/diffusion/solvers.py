@@ -11,8 +11,9 @@ x̂_0^k and ε̂^k were predicted at time t_k. The newest has k = 0: it is x̂_0
          h = λ_s − λ_t,   κh = h − ½ ln(1 − sigma²/(1−ᾱ_s))
     (3)  x_s = √(ᾱ_s/ᾱ_t) x_t + √ᾱ_s (ρ_s − ρ_t) ∫_0^1 ε̂ dv                       only if sigma = 0
 
-Eq. 12 holds x̂_0 or ε̂ constant over the step. A method of order K puts in its place the polynomial
-of degree K − 1 through the newest K predictions. On the scale of v they lie at v_0 = 0 and
+Eq. 12 holds x̂_0 or ε̂ constant over the step. A method of order K replaces the constant by the
+polynomial of degree K − 1 through the newest K predictions. On the scale of v they lie at v_0 = 0
+and
 
     (4)  v_k = (λ_{t_k} − λ_t)/h  in (2),   (ρ_{t_k} − ρ_t)/(ρ_s − ρ_t)  in (3).
 
@@ -21,7 +22,8 @@ The integral of the polynomial is Σ_k w_k x̂_0^k, with weights that are exact 
     (5)  Σ_k w_k v_k^j = m_j,   m_j = ∫_0^1 κh e^{−κh(1−v)} v^j dv  in (2),   1/(j + 1)  in (3)
     (6)  a_k = √ᾱ_s w_k   or   e_k = √ᾱ_s (ρ_s − ρ_t) w_k   for k ≥ 1;   Σ_k a_k = Σ_k e_k = 0
 
-The sums are 0 because Eq. 12 holds m_0 = Σ_k w_k already. The e_k serve for any σ. Known methods:
+The sums are 0 because Eq. 12 already has the constant part, m_0 = Σ_k w_k. The e_k serve for any σ.
+Known methods:
 
     adams(2), adams(3)   at σ = 0 DPM-Solver++(2M) "heun" and UniP-3, at η = 1 the SDE of the first,
                          in between the predictor of SA-Solver, with τ² = κ − 1
@@ -88,7 +90,7 @@ def dpm_solver_pp(order: Integer, *, lower_order_final: bool | None = None) -> S
 
     m_0/2 is the midpoint rule. m_2/2 is a fault of the published code, a second difference that
     lacks its factor 2. So order 3 converges with order 2 only, and is here for parity: `adams(3)`
-    has order 3.
+    has order 3 after its first steps.
 
     >>> steps = Steps(*np.array([[3, 2], [2, 1]]), *np.array([[0.2, 0.5], [0.5, 0.8]]))
     >>> dpm_solver_pp(2, lower_order_final=False)(steps, np.zeros(2)).x_0.round(4).tolist()

@@ -115,7 +115,9 @@ def run(config: Config, console: Console) -> None:
     entries = _entries(source, grid, drawn, spreads, baseline, calls)
     counts = {name: points.shape[0] for name, points in reference.points.items()}
     labels = _labels(config, source, features, baseline, counts)
-    results = _results(config, entries, labels, baseline, compilations) | {"warnings": warnings}
+    results = _results(config, source.data.source, entries, labels, baseline, compilations) | {
+        "warnings": warnings
+    }
     directory = source.directory / "ablations" / config.name
     from .report import write_report  # imports matplotlib for half a second
 
@@ -182,7 +184,12 @@ def _labels(
 
 
 def _results(
-    config: Config, entries: list[Any], labels: dict[str, str], baseline: str, compilations: int
+    config: Config,
+    data: str,
+    entries: list[Any],
+    labels: dict[str, str],
+    baseline: str,
+    compilations: int,
 ) -> dict[str, Any]:
     """Everything that the report contains."""
     elsewhere = ("run", "oracle", "name")
@@ -190,6 +197,7 @@ def _results(
         "name": config.name,
         "run": str(config.run or ""),
         "oracle": config.oracle,
+        "data": config.against or data,
         "versions": {name: importlib.metadata.version(name) for name in _VERSIONS},
         "device": describe(),
         "settings": {key: value for key, value in vars(config).items() if key not in elsewhere},

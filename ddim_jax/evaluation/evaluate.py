@@ -1,6 +1,6 @@
 """`sample.py evaluate`: FID, KID, precision, recall, density, coverage of any two sets of images.
 
-DIR/features-HASH.npy in the user's cache    features of a set; a run's are beside its images
+~/.cache/ddim_jax/features/features-HASH.npy    features of a set; a run's are beside its images
 """
 
 import os

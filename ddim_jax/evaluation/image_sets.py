@@ -1,5 +1,6 @@
 """Sets of images by name: a data set, a folder, an .npz file, or only their statistics."""
 
+import contextlib
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from ..data import load_dataset
 from ..metrics import Statistics, load_recipe, load_statistics
 from ..settings import check_ranges
 
+_LOOKED_AT = 100  # images of a folder, for their shape
 _IMAGE_KEYS = ("images", "arr_0")
 
 
@@ -96,16 +98,21 @@ def _from_file(path: Path) -> ImageSet:
 
 
 def _own_shape(source: str) -> tuple[int, int, int]:
-    """The shape of a data set's images, of a folder's first one."""
+    """The shape of a data set's images, or of its first ones; grey only if these all are."""
     if source in presets():
         return presets()[source].model.image_shape()
     if source.startswith("folder:"):
         files = sorted(Path(source.removeprefix("folder:")).expanduser().rglob("*"))
+        seen: list[tuple[int, bool]] = []
         for file in files:
-            try:
-                with Image.open(file) as image:
-                    grey = image.mode in ("1", "L", "I;16")
-                    return min(image.size), min(image.size), 1 if grey else 3
-            except OSError:
-                continue
-    return 32, 32, 3
+            with contextlib.suppress(OSError), Image.open(file) as image:
+                seen.append((min(image.size), image.mode in ("1", "L", "I;16")))
+            if len(seen) == _LOOKED_AT:
+                break
+        if seen:  # else `load_dataset` says what is wrong
+            return seen[0][0], seen[0][0], 1 if all(grey for _, grey in seen) else 3
+        return 32, 32, 3
+    raise ValueError(
+        f"{source} has images of a size that is not known here; write them to a folder or an "
+        ".npz file, or compare them with a run: ablate --against."
+    )

@@ -1,6 +1,6 @@
 """Metrics of the images of a grid, each cell measured once and kept beside its images.
 
-DIR/ablations/cells/HASH/metrics-HASH.npz    statistics of a cell and what their intervals need
+DIR/ablations/cells/HASH/metrics-HASH-N.npz  statistics of a cell and what their intervals need
 DIR/ablations/reference/features-HASH.npy    features of the reference
 
 A difference from the baseline is computed from what is kept of both, so another baseline measures

@@ -2,8 +2,8 @@
 
 Features are (M, D) of the reference and (N, D) of the samples, as arrays or as `Points`. In
 nearest-neighbour statistics, the ball of a point reaches to the k-th nearest other point of its
-own set, inclusive. Two keywords serve the intervals. With `leave_one_out`, the result is T and
-(N,): T of the samples without each one. With `subsets`, (R, N) bool, it is (R,): T of each subset.
+own set, inclusive. Two keywords serve the intervals: `leave_one_out` also returns T without sample
+i, (N,); `subsets`, (R, N) bool, returns T of each subset, (R,).
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """Confidence intervals for any statistic T of N samples, given the reference.
 
-A mean has a closed form. Otherwise there are two ways, and both count a difference of two sets
-drawn from the same noise with what they share.
+A mean has a closed form. Otherwise there are two ways. In a difference of two sets drawn from the
+same noise, both let the shared noise cancel.
 
 The half-sample bootstrap splits the N samples at random into halves h and h̄, which are independent
 sets of N/2. So, over splits and samples, for any T and any bias,
@@ -19,11 +19,12 @@ equal to (1) for a mean. The delete-one jackknife leaves out each sample in turn
 
     var T ≈ (N−1)/N Σ_i (T_{−i} − mean T_{−i})².                                    (3)
 
-Its mean is never below var T_{N−1} (Efron and Stein), for any T. All T_{−i} of a mean, of the
-kernel distance, and of the Fréchet distance cost as much as T itself (`frechet.py`), so it is
+Its mean is never below (N−1)/N · var T_{N−1}, for any T (Efron and Stein). All T_{−i} of a mean, of
+the kernel distance, and of the Fréchet distance cost as much as T itself (`frechet.py`), so it is
 used for these. The Fréchet and the kernel distance have var T_N = L/N + Q/N², where (1) and (3)
-give L/N + 2Q/N²: as L vanishes the interval is too wide, by at most √2. Where N is near the
-dimension, and the two distributions are equal, (3) was too wide by up to 1.6 in simulation.
+give L/N + 2Q/N²: as L vanishes the interval is too wide, by at most √2. That form is asymptotic:
+where N is near the dimension and the two distributions are equal, intervals by (3) were up to 1.6
+times too wide in simulation.
 
 An interval is centred on T, which is unbiased for its own expected value at this N. A percentile
 interval would miss it, since resampling adds the bias of T a second time.

@@ -184,10 +184,14 @@ def test_the_papers_numbers_stand_where_they_apply_only(report):
 
 def test_fid_stands_beside_the_paper_in_standard_errors(report):
     results = copy.deepcopy(report[0])
+    results |= {"data": "cifar10", "n": 50_000}
     results["metrics"]["frechet"] = "FID, Inception tf1, n=50,000 against 50,000"
     for cell in results["cells"]:
         cell["metrics"]["frechet"] = {"value": 13.46, "low": 13.36, "high": 13.56}
-    title, rows = paper_table(results, grid_of(results["cells"]))
+    grid = grid_of(results["cells"])
+    for other in ({"data": "emoji"}, {"n": 10_000}):
+        assert "not comparable" in paper_table(results | other, grid)[0]
+    title, rows = paper_table(results, grid)
     assert "standard errors" in title
     # 0.1 above the paper, whose interval of ±0.1 is 1.96 standard errors.
     assert rows[1][0] == "eta=0, quadratic"
