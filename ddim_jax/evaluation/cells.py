@@ -24,6 +24,7 @@ from .grid import Cell
 from .progress import duration, progress
 from .source import Source
 
+_WARM = 2  # batches until their time says how long the rest takes
 _PATIENCE = 120.0  # seconds until what one process wrote is seen by the others
 
 
@@ -116,7 +117,8 @@ def _draw_missing(
         return np.asarray(images), np.asarray(squares).T[np.asarray(table.active)]
 
     draw(0, jax.tree.map(lambda leaf: np.zeros_like(leaf[0]), tables), 0)  # compile: all inactive
-    with progress(console, sum(cells[i].steps for i, _ in missing), "steps") as show:
+    total, done, begun = sum(cells[i].steps for i, _ in missing), 0, time.perf_counter()
+    with progress(console, total, "steps") as show:
         for k, (i, first) in enumerate(missing):
             start = time.perf_counter()
             table = jax.tree.map(lambda leaf, i=i: leaf[i], tables)
@@ -127,8 +129,11 @@ def _draw_missing(
                 with whole(files[i][first // size]) as partial:
                     np.savez(partial, images=kept, squares=squares, seconds=seconds)
             show(cells[i].name, cells[i].steps)
-            if k == 0 and (ahead := seconds * sum(cells[i].steps for i, _ in missing[1:])) > 60:
-                console.print(f"sampling takes about {duration(ahead / cells[i].steps)}")
+            done += cells[i].steps
+            if k == _WARM:  # the first calls are slower
+                ahead = (time.perf_counter() - begun) * (total - done) / done
+                if ahead > 60:
+                    console.print(f"sampling takes about {duration(ahead)} more")
     return sampler._cache_size()  # type: ignore[attr-defined]
 
 

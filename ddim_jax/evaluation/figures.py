@@ -42,7 +42,7 @@ def grid_of(cells: Sequence[Cell]) -> Grid:
 def draw_figures(results: dict[str, Any], grid: Grid) -> dict[str, bytes]:
     """The PNGs metrics, steps and drift."""
     figures = {
-        "metrics": _metrics_figure(results["metrics"], grid),
+        "metrics": _metrics_figure(results, grid),
         "steps": _steps_figure(results, grid),
         "drift": _drift_figure(grid),
     }
@@ -87,18 +87,19 @@ def _text(name: str) -> str:
     return textwrap.fill(name.replace("$", r"\$"), 44)  # a lone $ would begin a formula
 
 
-def _metrics_figure(metrics: dict[str, str], grid: Grid) -> Figure:
+def _metrics_figure(results: dict[str, Any], grid: Grid) -> Figure:
     """Each metric against S, a line per σ; one column per τ, or three columns for a single τ."""
+    metrics = results["metrics"]
     panels = [(key, timesteps) for key in metrics for timesteps in grid.timesteps]
     several = len(grid.timesteps) > 1
     figure, axes = _panels(len(panels), len(grid.timesteps) if several else 3, grid)
     for axis, (key, timesteps) in zip(axes, panels, strict=True):
-        _draw_metric(axis, key, timesteps, grid)
+        _draw_metric(axis, key, timesteps, grid, key in results["larger_is_better"])
         axis.set_title(_text(f"{metrics[key]}, {timesteps} τ"), fontsize=9)
     return figure
 
 
-def _draw_metric(axis: Axes, key: str, timesteps: str, grid: Grid) -> None:
+def _draw_metric(axis: Axes, key: str, timesteps: str, grid: Grid, is_share: bool) -> None:
     drawn: list[float] = []
     for i, sigma in enumerate(grid.sigmas):
         places = ((sigma, timesteps, count) for count in grid.steps)
@@ -114,7 +115,7 @@ def _draw_metric(axis: Axes, key: str, timesteps: str, grid: Grid) -> None:
     axis.set_xscale("log")
     axis.set_xticks(grid.steps, [str(count) for count in grid.steps])
     axis.set_xticks([], minor=True)
-    if drawn and min(drawn) > 0 and max(drawn) > 15 * min(drawn):
+    if not is_share and drawn and min(drawn) > 0 and max(drawn) > 15 * min(drawn):
         axis.set_yscale("log")
     axis.set_xlabel("S, reverse steps")
 
