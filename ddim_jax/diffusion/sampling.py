@@ -37,7 +37,8 @@ def sample(
     """Images x_0 from noise x_T: Eq. 12 for every row of the table; not clipped to [−1, 1].
 
     z_t is drawn from `keys`, or it is row i of `noise` (S, B, …). Memory does not grow with S. A
-    solver of order K corrects by predictions as `denoise` gives them: clipped, if it clips.
+    solver of order K corrects by predictions as `denoise` gives them: clipped, if it clips. A row
+    without noise draws nothing, so its derivative by the noise is 0: differentiate at noise > 0.
 
     >>> from ddim_jax import eta, gaussian_oracle, image_keys, step_table
     >>> denoise = gaussian_oracle([0.0], [[1.0]], [1.0, 0.64])

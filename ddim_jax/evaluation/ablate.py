@@ -115,9 +115,8 @@ def run(config: Config, console: Console) -> None:
     entries = _entries(source, grid, drawn, spreads, baseline, calls)
     counts = {name: points.shape[0] for name, points in reference.points.items()}
     labels = _labels(config, source, features, baseline, counts)
-    results = _results(config, source.data.source, entries, labels, baseline, compilations) | {
-        "warnings": warnings
-    }
+    results = _results(config, source.data.source, entries, labels, baseline, compilations)
+    results["warnings"] = warnings
     directory = source.directory / "ablations" / config.name
     from .report import write_report  # imports matplotlib for half a second
 

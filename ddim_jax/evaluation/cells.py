@@ -21,10 +21,9 @@ from ..files import digest, read_arrays, whole
 from ..images import to_uint8
 from ..sampler import Plan, labelled, make_sampler, on_mesh
 from .grid import Cell
-from .progress import duration, progress
+from .progress import progress
 from .source import Source
 
-_WARM = 2  # batches until their time says how long the rest takes
 _PATIENCE = 120.0  # seconds until what one process wrote is seen by the others
 
 
@@ -117,9 +116,8 @@ def _draw_missing(
         return np.asarray(images), np.asarray(squares).T[np.asarray(table.active)]
 
     draw(0, jax.tree.map(lambda leaf: np.zeros_like(leaf[0]), tables), 0)  # compile: all inactive
-    total, done, begun = sum(cells[i].steps for i, _ in missing), 0, time.perf_counter()
-    with progress(console, total, "steps") as show:
-        for k, (i, first) in enumerate(missing):
+    with progress(console, sum(cells[i].steps for i, _ in missing), "steps") as show:
+        for i, first in missing:
             start = time.perf_counter()
             table = jax.tree.map(lambda leaf, i=i: leaf[i], tables)
             images, squares = draw(first, table, clips[i])
@@ -129,11 +127,6 @@ def _draw_missing(
                 with whole(files[i][first // size]) as partial:
                     np.savez(partial, images=kept, squares=squares, seconds=seconds)
             show(cells[i].name, cells[i].steps)
-            done += cells[i].steps
-            if k == _WARM:  # the first calls are slower
-                ahead = (time.perf_counter() - begun) * (total - done) / done
-                if ahead > 60:
-                    console.print(f"sampling takes about {duration(ahead)} more")
     return sampler._cache_size()  # type: ignore[attr-defined]
 
 

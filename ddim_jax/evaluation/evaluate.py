@@ -6,7 +6,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import jax
 import numpy as np
@@ -20,6 +20,7 @@ from ..settings import Range
 from .cells import Drawing, draw_cells
 from .features import FeatureFlags, Features, kept_features, load_features
 from .flags import SamplerFlags
+from .grid import concerns
 from .image_sets import ImageSet, check_recipe, check_shapes, open_images
 from .tables import console_table, estimate
 
@@ -52,18 +53,29 @@ class Config(FeatureFlags, SamplerFlags):
             make_directory(self.save_statistics.parent, self.save_statistics)
 
 
+class Samples(NamedTuple):
+    """Images to evaluate, a hash of them, and where their features and a classifier lie."""
+
+    name: str
+    images: np.ndarray
+    content: str
+    place: Path
+    directory: Path
+
+
 def run(config: Config, console: Console) -> None:
     """Print the statistics of two sets of images, with intervals and the recipe."""
     config.check()
     reference = open_images(config.against, "--against") if config.against else None
-    samples, content, place, how = _samples(config, console)
-    features = load_features(config, place, samples.shape[-1], console)
+    samples = _samples(config, console)
+    images, count = samples.images, len(samples.images)
+    features = load_features(config, samples.directory, images.shape[-1], console)
     if reference:
         check_recipe(reference, features.recipe)
         if config.features != "inception":
-            check_shapes(ImageSet(how, samples), reference)
-    points = Points(kept_features(features, lambda: samples, content, place))
-    about = f"{len(samples):,} images, {how}"
+            check_shapes(ImageSet(samples.name, images), reference)
+    kept = kept_features(features, lambda: images, samples.content, samples.place)
+    points, about = Points(kept), f"{count:,} images, {samples.name}"
     if config.save_statistics and jax.process_index() == 0:
         origin = features.recipe | {"images": about}
         save_statistics(config.save_statistics, points.statistics, origin)
@@ -71,15 +83,15 @@ def run(config: Config, console: Console) -> None:
     if reference is None or jax.process_index():
         return
     target = _reference_points(reference, features)
-    rows = [["", f"n={len(samples):,}"]]
+    rows = [["", f"n={count:,}"]]
     for name, statistic in STATISTICS.items():
         if reference.images is not None or name == "frechet":
             spread = statistic.method(statistic.function, target, points)
             rows.append([features.label(name), estimate(interval(spread)._asdict())])
     console.print(console_table(f"{features.name}, 95 % intervals", rows))
     console.print(f"images: {about}")
-    count = f"{target.shape[0]:,}" if target.shape[0] else "an unknown number of"
-    console.print(f"reference: {reference.name}, {count} images")
+    many = f"{target.shape[0]:,}" if target.shape[0] else "an unknown number of"
+    console.print(f"reference: {reference.name}, {many} images")
     if reference.images is None and not reference.recipe:
         console.print(
             f"warning: {reference.name} does not say its features; that they are those of "
@@ -89,24 +101,26 @@ def run(config: Config, console: Console) -> None:
     console.print(f"features: {recipe}")
 
 
-def _samples(config: Config, console: Console) -> tuple[np.ndarray, str, Path, str]:
-    """The images, a hash of them, a directory for their features, and what they are."""
+def _samples(config: Config, console: Console) -> Samples:
     if config.oracle is None and config.run and not (config.run / "checkpoints").exists():
         found = open_images(str(config.run), "IMAGES")
         if found.images is None:
             raise ValueError(f"{config.run} has statistics only; the images come first: give them.")
         order = np.random.default_rng(0).permutation(len(found.images))
         images = found.images[order[: config.num_images or None]]
-        return images, digest(images), _cache(), found.name
+        return Samples(found.name, images, digest(images), _cache(), _cache())
     source = config.open()
     cell, size = config.cell(source), full_batch(config.batch_size)
+    for concern in concerns(source.alpha_bar, source.kind, cell):
+        console.print(f"warning: {concern}")
     count = config.num_images or (512 if jax.default_backend() == "cpu" else 10_000)
     drawing = Drawing(source, config.seed, count, size, config.labels(source), config.guidance)
     clip = config.clip_index(cell, source)
     (drawn,), _ = draw_cells(drawing, [cell], [clip], console)
     how = f"{source.name}, step {source.step}" if source.step is not None else source.name
     how += f", {cell.name}, clip {config.clip}, seed {config.seed}, on {describe()}"
-    return drawn.images(), digest(drawn.place.name, count), drawn.place, how
+    content = digest(drawn.place.name, count)
+    return Samples(how, drawn.images(), content, drawn.place, source.directory)
 
 
 def _reference_points(reference: ImageSet, features: Features) -> Points:

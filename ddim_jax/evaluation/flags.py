@@ -58,7 +58,6 @@ class DrawFlags(SourceFlags):
     """Seed of the noise, 0 to 2³²−1. Image i has its own noise, independent of the other images."""
     batch_size: Annotated[int, at_least(1)] = 64
     """Images per batch; the last batch is filled up. On an accelerator 500 or more are faster."""
-
     label: tuple[str, ...] = ()
     """Classes by name or index, assigned to the images in turn; empty: no label, or, if the model
     was trained with labels alone, all classes."""
@@ -108,8 +107,8 @@ class SamplerFlags(DrawFlags):
     sigma: str = "eta=0"
     """σ: eta=VALUE, ddpm, hat, [LABEL=]FILE, or [LABEL=]MODULE:FUNCTION[(numbers)]."""
     timesteps: str = ""
-    """τ: uniform, quadratic, trailing, linspace, logsnr, karras, a FILE, or times as in 1,21,41;
-    default quadratic, or trailing if ᾱ_T = 0."""
+    """τ: uniform, quadratic, trailing, linspace, logsnr, karras, official-uniform,
+    official-quadratic, a FILE, or times as in 1,21,41. Default quadratic; trailing if ᾱ_T = 0."""
     steps: Annotated[int | None, COUNT] = None
     """S, the number of reverse steps; default 50, or the length of --sigma FILE or --timesteps."""
     solver: str = "first"

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,9 @@ class Points:
 
     def __init__(self, features: Numbers | Statistics) -> None:
         """Take the features as they are, without a copy if they are float64."""
-        self._kept: dict[Any, Any] = {}
+        self._kept: dict[str, Any] = {}
+        # By the other set itself: an id would be that of another one once the first is gone.
+        self._squares: WeakKeyDictionary[Points, np.ndarray] = WeakKeyDictionary()
         if isinstance(features, Statistics):
             self.statistics = features  # takes the place of the cached property
         else:
@@ -122,16 +125,15 @@ class Points:
     def squares_to(self, other: "Points") -> Iterator[tuple[slice, np.ndarray]]:
         """Blocks of rows of ‖x_i − y_j‖², which are not to be written to; y keeps them if few."""
         a, b = self.features, other.features
-        key = ("squares", id(self))
         blocks = list(_blocks(len(a), len(b)))
-        if key not in other._kept and len(a) * len(b) <= _KEPT:
+        if len(a) * len(b) > _KEPT:
+            return _squared_distances(a, b, blocks)
+        if self not in other._squares:
             kept = np.empty((len(a), len(b)))
             for rows, squares in _squared_distances(a, b, blocks):
                 kept[rows] = squares
-            other._kept[key] = kept
-        if key not in other._kept:
-            return _squared_distances(a, b, blocks)
-        return ((rows, other._kept[key][rows]) for rows in blocks)
+            other._squares[self] = kept
+        return ((rows, other._squares[self][rows]) for rows in blocks)
 
 
 def as_points(a: Any, b: Any) -> tuple[Points, Points]:

@@ -6,6 +6,13 @@ import tarfile
 
 import numpy as np
 
+SHAPE = (32, 32, 3)
+
+
+def rows(images):
+    """Images in an order of their own, to compare sets."""
+    return sorted(image.tobytes() for image in images)
+
 
 def write_archive(path, records=12, seed=0):
     """Write the archive; returns (SHA-256, {split: (labels, images NHWC)})."""

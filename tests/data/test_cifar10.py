@@ -15,13 +15,7 @@ import pytest
 
 from ddim_jax.config import DataConfig
 from ddim_jax.data import cifar10, load_dataset
-from tests.data.synthetic import write_archive
-
-SHAPE = (32, 32, 3)
-
-
-def rows(images):
-    return sorted(image.tobytes() for image in images)
+from tests.data.synthetic import SHAPE, rows, write_archive
 
 
 @pytest.fixture(scope="module")

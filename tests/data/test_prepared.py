@@ -9,13 +9,7 @@ import pytest
 
 from ddim_jax.config import DataConfig
 from ddim_jax.data import MissingSplit, load_dataset
-from tests.data.synthetic import write_archive, write_tfrecord
-
-SHAPE = (32, 32, 3)
-
-
-def rows(images):
-    return sorted(image.tobytes() for image in images)
+from tests.data.synthetic import SHAPE, rows, write_archive, write_tfrecord
 
 
 @pytest.fixture(scope="module")

@@ -39,13 +39,6 @@ from ddim_jax import (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def gaussian():
-    """A mean of (2, 2, 1) images, and a covariance with correlations and one null direction."""
-    root = np.random.default_rng(0).normal(size=(4, 3))
-    return np.array([0.5, -0.3, 0.0, 0.2]), root @ root.T / 3
-
-
 def as_affine_maps(mean, covariance, alpha_bar, table):
     """The moments of the samples, with x as an affine map of (1, x_T, all z), by conditioning."""
     D, identity = len(mean), np.eye(len(mean))

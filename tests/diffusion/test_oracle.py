@@ -21,13 +21,6 @@ from ddim_jax import (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def gaussian():
-    """A mean of (2, 2, 1) images, and a covariance with correlations and one null direction."""
-    root = np.random.default_rng(0).normal(size=(4, 3))
-    return np.array([0.5, -0.3, 0.0, 0.2]), root @ root.T / 3
-
-
 def test_gaussian_oracle_against_the_joint_covariance(gaussian, alpha_bar, float64):
     mean, covariance = gaussian
     denoise = gaussian_oracle(mean.reshape(2, 2, 1), covariance, alpha_bar)

@@ -14,6 +14,7 @@ from ddim_jax.evaluation.cells import Drawing, _place, draw_cells
 from ddim_jax.evaluation.grid import cells
 from ddim_jax.evaluation.measure import exact_parts
 from ddim_jax.evaluation.source import oracle_source
+from tests.evaluation.example import REPORT
 
 TABLE_1 = ("eta=0", "eta=0.2", "eta=0.5", "eta=1", "hat")
 
@@ -151,16 +152,7 @@ def test_an_interrupted_ablation_ends_as_a_whole_one(tiny_run, command, tmp_path
     assert (status, err) == (0, "")
     assert "1 compilation of the sampler for 6 cells" in out
     report = one / "ablations" / "default"
-    names = {
-        "index.html",
-        "results.json",
-        "results.csv",
-        "table.md",
-        "metrics.png",
-        "steps.png",
-        "drift.png",
-        "samples.png",
-    }
+    names = REPORT | {"samples.png"}
     assert {path.name for path in report.iterdir()} == names
     results = json.loads((report / "results.json").read_text())
     assert results["metrics"]["frechet"] == "Fréchet distance, pixels, n=12 against 1,437"

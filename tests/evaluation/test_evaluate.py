@@ -1,6 +1,7 @@
 """FID and its companions of any two sets of images, and Table 1, on Inception weights by rule."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -127,6 +128,19 @@ def test_the_samples_of_a_run_are_drawn_and_kept(command, tiny_run):
     assert "eta=0 quadratic adams=2 S=2, clip official, seed 0" in outputs[0]
     assert "1 of 1 batches already exist" in outputs[1]
     assert values(outputs[0]) == values(outputs[1])
+
+
+def test_the_classifier_is_that_of_the_run(command, tiny_run, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    assert command("sample", "classifier", run, "--epochs", 1)[0] == 0
+    arguments = ["--against", "digits@test", "--num-images", 8, "--steps", 1]
+    arguments += ["--features", "classifier"]
+    status, out, err = command("sample", "evaluate", run, *arguments)
+    assert (status, err) == (0, "")
+    assert "classifier, 95 % intervals" in out
+    assert "warning: τ starts at t = 1, where ᾱ is 1" in out
+    status, _, err = command("sample", "evaluate", "digits", *arguments[:2], *arguments[-2:])
+    assert (status, err.count("\n")) == (1, 1)
 
 
 @pytest.mark.parametrize(
