@@ -88,10 +88,7 @@ def run(config: Config, console: Console) -> None:
     config, source = config.resolved(), config.open()
     grid = cells(source.alpha_bar, config.sigma, config.timesteps, config.steps, config.solver)
     baseline = _baseline(config.baseline, grid)
-    found = [list(concerns(source.alpha_bar, source.kind, cell)) for cell in grid]
-    warnings = [
-        f"{cell.name}: {text}" for cell, texts in zip(grid, found, strict=True) for text in texts
-    ]
+    warnings = concerns(source.alpha_bar, source.kind, grid)
     for warning in warnings:
         console.print(f"warning: {warning}")
     # All that can be refused is refused before the first image is drawn.

@@ -160,7 +160,7 @@ class Ready(NamedTuple):
 
     def draw(self, call: Any, count: int, doing: str, console: Console) -> Iterator[Any]:
         """call(params, indices) of the images 0 … count−1, a batch at a time, with progress."""
-        for concern in concerns(self.source.alpha_bar, self.source.kind, self.cell):
+        for concern in concerns(self.source.alpha_bar, self.source.kind, [self.cell]):
             console.print(f"warning: {concern}")
         parts = in_batches(lambda indices: call(self.params, indices), count, self.size)
         with progress(console, -(-count // self.size), "batches") as show:

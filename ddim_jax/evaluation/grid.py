@@ -60,8 +60,13 @@ def cells(
     return made
 
 
-def concerns(alpha_bar: np.ndarray, kind: str, cell: Cell) -> Iterator[str]:
-    """Sentences on why the images of a cell may be wrong although every step is right."""
+def concerns(alpha_bar: np.ndarray, kind: str, cells: Iterable[Cell]) -> list[str]:
+    """Why the images of cells may be wrong although every step is right, each reason once."""
+    found = ((cell, text) for cell in cells for text in _concerns(alpha_bar, kind, cell))
+    return list(dict.fromkeys(f"S={cell.steps}: {text}" for cell, text in found))
+
+
+def _concerns(alpha_bar: np.ndarray, kind: str, cell: Cell) -> Iterator[str]:
     first, start = int(cell.table.t[0]), float(cell.table.alpha_bar_t[0])
     T = len(alpha_bar) - 1
     if alpha_bar[T] == 0 and first < T:

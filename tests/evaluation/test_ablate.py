@@ -5,11 +5,12 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from rich.console import Console
 
-from ddim_jax import propagate_gaussian
+from ddim_jax import devices, propagate_gaussian
 from ddim_jax.evaluation.cells import Drawing, _place, draw_cells
 from ddim_jax.evaluation.grid import cells
 from ddim_jax.evaluation.measure import exact_parts
@@ -89,7 +90,7 @@ def test_sampled_moments_are_the_exact_ones_and_one_program_draws_the_grid(gauss
         assert found.x_0_rms.shape == (cell.steps,)
 
 
-def test_two_grids_share_cells_and_a_change_shares_none(gaussian):
+def test_two_grids_share_cells_and_a_change_shares_none(gaussian, monkeypatch):
     (cell,) = cells(gaussian.alpha_bar, ("eta=0",), ("uniform",), (3,))
     same = cells(gaussian.alpha_bar, ("eta=1", "eta=0"), ("uniform",), (4, 3))[3]
     drawing = Drawing(gaussian, seed=0, num_images=8, size=8)
@@ -104,7 +105,18 @@ def test_two_grids_share_cells_and_a_change_shares_none(gaussian):
         _place(drawing._replace(source=other_source), cell, 0),
         _place(drawing, cell._replace(table=noisier), 0),
     ]
-    assert len({place, *changed}) == 6
+    changed += [
+        _place(drawing._replace(labels=(1,)), cell, 0),
+        _place(drawing._replace(guidance=2.0), cell, 0),
+    ]
+    monkeypatch.setenv("XLA_FLAGS", "--xla_of_ones_own")
+    changed.append(_place(drawing, cell, 0))
+    monkeypatch.delenv("XLA_FLAGS")
+    with jax.enable_x64(True):
+        changed.append(_place(drawing, cell, 0))
+    monkeypatch.setattr(devices, "file_sha256", lambda path: "an edited source")
+    changed.append(_place(drawing, cell, 0))
+    assert len({place, *changed}) == 11
 
 
 @pytest.mark.slow

@@ -138,7 +138,7 @@ def test_the_classifier_is_that_of_the_run(command, tiny_run, tmp_path):
     status, out, err = command("sample", "evaluate", run, *arguments)
     assert (status, err) == (0, "")
     assert "classifier, 95 % intervals" in out
-    assert "warning: τ starts at t = 1, where ᾱ is 1" in out
+    assert "warning: S=1: τ starts at t = 1, where ᾱ is 1" in out
     status, _, err = command("sample", "evaluate", "digits", *arguments[:2], *arguments[-2:])
     assert (status, err.count("\n")) == (1, 1)
 
