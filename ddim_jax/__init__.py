@@ -3,6 +3,7 @@
 from .diffusion.encoding import encode, slerp
 from .diffusion.forward import Gaussian, add_noise, q_forward, q_marginal, q_reverse
 from .diffusion.keys import image_keys, initial_noise
+from .diffusion.likelihood import Elbo, bits_per_dim, elbo, elbo_costs, ode_log_likelihood
 from .diffusion.moments import Moments, kl_gaussian, propagate_gaussian, wasserstein2_gaussian
 from .diffusion.objective import epsilon_weights, x_0_weights
 from .diffusion.oracle import empirical_oracle, gaussian_oracle, mixture_oracle
@@ -47,6 +48,7 @@ from .diffusion.timesteps import (
     linspace_timesteps,
     logsnr_timesteps,
     official_timesteps,
+    optimal_timesteps,
     quadratic_timesteps,
     trailing_timesteps,
     uniform_timesteps,
@@ -64,7 +66,7 @@ __all__ = [
     "Prediction", "Denoiser", "denoiser", "clip_x0", "dynamic_threshold", "guided",
     # timesteps: τ
     "uniform_timesteps", "quadratic_timesteps", "trailing_timesteps", "linspace_timesteps",
-    "logsnr_timesteps", "karras_timesteps", "official_timesteps",
+    "logsnr_timesteps", "karras_timesteps", "official_timesteps", "optimal_timesteps",
     # sigmas: σ schedules, and what makes others of them
     "Steps", "Sigmas", "SigmaSchedule", "eta", "ddpm", "sigma_hat", "custom", "analytic",
     "estimate_epsilon_power", "on_interval", "scaled", "final_noise",
@@ -76,6 +78,8 @@ __all__ = [
     "image_keys", "initial_noise", "sample", "sample_path", "sample_many", "Trajectory",
     # encoding: x_0 → x_T
     "encode", "slerp",
+    # likelihood: the ELBO of any τ and σ, the density of the ODE
+    "Elbo", "elbo", "elbo_costs", "ode_log_likelihood", "bits_per_dim",
     # oracle and moments: exact denoisers, and the exact distribution of what they sample
     "gaussian_oracle", "mixture_oracle", "empirical_oracle", "propagate_gaussian", "Moments",
     "wasserstein2_gaussian", "kl_gaussian",

@@ -4,7 +4,7 @@ The sampler visits τ from its end to its beginning and takes the last step from
 τ here has exactly S times, 1 ≤ S ≤ T. The official code (github.com/ermongroup/ddim, sample_image)
 gives up to twice as many (uniform), or repeats some (quadratic). Sources: uniform (all data but
 CIFAR-10) and quadratic, appendix D.2; trailing and linspace, arXiv:2305.08891, table 2; logSNR,
-arXiv:2206.00927; Karras, arXiv:2206.00364, Eq. 5.
+arXiv:2206.00927; Karras, arXiv:2206.00364, Eq. 5; optimal, arXiv:2106.03802.
 """
 
 from collections.abc import Callable
@@ -87,6 +87,37 @@ def karras_timesteps(alpha_bar: Numbers, S: Integer, rho: Real = 7.0) -> Times:
         S,
         lambda low, high: rho * np.log(np.linspace(np.exp(low / rho), np.exp(high / rho), S)),
     )
+
+
+def optimal_timesteps(cost: Numbers, S: Integer) -> Times:
+    """The τ with τ_S = T and the least Σ cost[s, t] over its steps t → s, the last one to 0.
+
+    `cost` is (T+1, T+1), from `elbo_costs` or your own; only s < t is read. By dynamic programming:
+    C_1(t) = cost[0, t], C_k(t) = min over s of C_{k−1}(s) + cost[s, t]. It optimises that sum, and
+    published FIDs do not gain from an optimal ELBO. Source: arXiv:2106.03802, algorithm 1.
+
+    >>> optimal_timesteps([[0, 1, 5, 9], [0, 0, 9, 9], [0, 0, 0, 1], [0, 0, 0, 0]], 2).tolist()
+    [2, 3]
+    """
+    cost = np.array(cost, np.float64)
+    T = len(cost) - 1
+    if cost.shape != (T + 1, T + 1):
+        raise ValueError(f"cost has shape {cost.shape}; it must be (T+1, T+1), cost[s, t].")
+    _check_steps(T, S)
+    cost[np.tril_indices(T + 1)] = np.inf
+    if np.isnan(cost).any():
+        raise ValueError("cost has NaN; give a number, or ∞ for steps that are not allowed.")
+    least, origins = cost[0], []
+    for _ in range(1, S):
+        totals = least[:, None] + cost
+        origins.append(np.argmin(totals, axis=0))
+        least = np.min(totals, axis=0)
+    if not least[T] < np.inf:
+        raise ValueError(f"every way from T = {T} to 0 in {S} steps has an infinite cost.")
+    times = [T]
+    for origin in reversed(origins):
+        times.append(int(origin[times[-1]]))
+    return np.array(times[::-1], np.int64)
 
 
 def _with_alpha_bar(
