@@ -91,7 +91,8 @@ def _nodes(
         times.append((at, at + here // 2, at + here))
         at += here
     triples = np.array(times, np.int32).reshape(-1, 3)
-    rhos, steps = [np.array([[0, rho[1] / 2, rho[1]]]), rho[triples]], [np.ones((1, 3)), triples]
+    rhos: list[np.ndarray] = [np.array([[0, rho[1] / 2, rho[1]]]), rho[triples]]
+    steps: list[np.ndarray] = [np.ones((1, 3)), triples]
     if at < T:
         # No time lies between T − 1 and T: the middle has the t of the end.
         rhos.append(np.array([[rho[at], (rho[at] + rho[T]) / 2, rho[T]]]))
@@ -107,18 +108,19 @@ def _runge_kutta(slope, state, rho, t):
         (rho[0] - 4 * rho[1] + 3 * rho[2]) / 2,
     )
 
-    def at(node, offset, before):
-        y = state[0] if before is None else state[0] + offset * before[0]
-        return jax.tree.map(lambda leaf: d_rho[node] * leaf, slope(y, rho[node], t[node]))
+    def stage(carry, inputs):
+        before, end = carry
+        node, offset, weight = inputs
+        here = slope(state[0] + offset * before, rho[node], t[node])
+        here = jax.tree.map(lambda leaf: jnp.stack(d_rho)[node] * leaf, here)
+        end = jax.tree.map(lambda sum, k: (sum + weight / 3 * k).astype(sum.dtype), end, here)
+        return (here[0].astype(before.dtype), end), None
 
-    one = at(0, 0, None)
-    two = at(1, 1, one)
-    three = at(1, 1, two)
-    four = at(2, 2, three)
-    return jax.tree.map(
-        lambda value, a, b, c, d: (value + (a + 2 * b + 2 * c + d) / 3).astype(value.dtype),
-        state, one, two, three, four,
-    )  # fmt: skip
+    # k_1 at the beginning, k_2 and k_3 in the middle, k_4 at the end.
+    offsets, weights = jnp.array([0, 1, 1, 2], rho.dtype), jnp.array([1, 2, 2, 1], rho.dtype)
+    stages = (jnp.array([0, 1, 1, 2]), offsets, weights)
+    (_, end), _ = jax.lax.scan(stage, (jnp.zeros_like(state[0]), state), stages)
+    return end
 
 
 def _hutchinson(function, y, v):

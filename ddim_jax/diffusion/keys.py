@@ -33,6 +33,8 @@ class Purpose(enum.IntEnum):
     TRAINING = 2
     SAMPLING = 3
     VALIDATION = 4
+    ESTIMATION = 5
+    LIKELIHOOD = 6
 
 
 def purpose_key(seed: Seed, purpose: Purpose) -> Key[Array, ""]:
@@ -50,7 +52,7 @@ def purpose_key(seed: Seed, purpose: Purpose) -> Key[Array, ""]:
     return jax.random.fold_in(key, int(purpose))
 
 
-def image_keys(seed: Seed, indices: Numbers) -> Keys:
+def image_keys(seed: Seed, indices: Numbers, purpose: Purpose = Purpose.SAMPLING) -> Keys:
     """The keys (B,) of the images with indices (B,) for a seed, (1); either may be traced.
 
     >>> bool(image_keys(0, [7, 8])[1] == image_keys(0, [8])[0])
@@ -65,7 +67,7 @@ def image_keys(seed: Seed, indices: Numbers) -> Keys:
                 f"from 0 to {2**32 - 1}."
             )
     indices = jnp.asarray(indices, jnp.uint32)
-    return jax.vmap(jax.random.fold_in, (None, 0))(purpose_key(seed, Purpose.SAMPLING), indices)
+    return jax.vmap(jax.random.fold_in, (None, 0))(purpose_key(seed, purpose), indices)
 
 
 def initial_noise(keys: Keys, shape: tuple[int, ...]) -> Float[Array, "B *dims"]:

@@ -153,19 +153,29 @@ def final_noise(schedule: SigmaSchedule, sigma_1: Real) -> SigmaSchedule:
     return with_noise
 
 
-def analytic(schedule: SigmaSchedule, epsilon_power: Numbers) -> SigmaSchedule:
+def analytic(
+    schedule: SigmaSchedule,
+    epsilon_power: Numbers,
+    *,
+    bounded: bool = False,
+    last_noise: Real | None = None,
+) -> SigmaSchedule:
     """Analytic-DPM: the noise that minimises the KL of each step, for the mean of a given schedule.
 
     noise² = sigma² + (√((1−ᾱ_t) ᾱ_s/ᾱ_t) − √(1−ᾱ_s−sigma²))² (1 − E‖ε_θ(x_t, t)‖²/d), and 0 in the
     step to s = 0. `eta(0.0)` gives Analytic-DDIM, `ddpm()` Analytic-DDPM. `epsilon_power` holds
     E‖ε_θ(x_t, t)‖²/d for 0 … T, from `estimate_epsilon_power`; values above 1, which no
-    exact ε_θ has, count as 1. Source: arXiv:2201.06503, theorem 1, with the score −ε/√(1−ᾱ_t).
+    exact ε_θ has, count as 1. Published FIDs have two bounds: `bounded` keeps the variance of x_0
+    given x_t at most 1, and `last_noise` = y keeps the noise of the step to τ_1 at most
+    y · 2/255 · √(π/2), with y = 1 or 2. Source: arXiv:2201.06503, theorem 1, section 4.1.
 
     >>> steps = Steps(*np.array([[2, 1], [1, 0]]), *np.array([[0.5, 0.8], [0.8, 1.0]]))
     >>> np.array_equal(analytic(eta(1.0), [0, 1, 1])(steps).noise, ddpm()(steps).noise)
     True
     """
     power = np.asarray(epsilon_power, np.float64)
+    if last_noise is not None and not last_noise >= 0:
+        raise ValueError(f"last_noise is {last_noise}; give None or a number ≥ 0, such as 1.")
     if power.ndim != 1 or np.any(power < 0):
         raise ValueError(
             f"epsilon_power is {epsilon_power}; "
@@ -182,8 +192,14 @@ def analytic(schedule: SigmaSchedule, epsilon_power: Numbers) -> SigmaSchedule:
             )
         direction = np.sqrt(np.maximum(1 - steps.alpha_bar_s - sigma**2, 0))
         gain = np.sqrt((1 - steps.alpha_bar_t) * steps.alpha_bar_s / steps.alpha_bar_t) - direction
-        variance = sigma**2 + gain**2 * (1 - np.minimum(power[steps.t], 1))
-        return Sigmas(sigma, np.where(steps.s == 0, 0.0, np.sqrt(variance)))
+        unexplained = 1 - np.minimum(power[steps.t], 1)
+        if bounded:
+            unexplained = np.minimum(unexplained, steps.alpha_bar_t / (1 - steps.alpha_bar_t))
+        noise = np.where(steps.s == 0, 0.0, np.sqrt(sigma**2 + gain**2 * unexplained))
+        if last_noise is not None:
+            most = last_noise * 2 / 255 * np.sqrt(np.pi / 2)
+            noise = np.where(steps.s == steps.t.min(), np.minimum(noise, most), noise)
+        return Sigmas(sigma, noise)
 
     return optimal
 

@@ -3,7 +3,8 @@
 from importlib import import_module
 
 COMMANDS = (
-    "generate", "ablate", "evaluate", "classifier", "reconstruct", "interpolate", "trajectory",
+    "generate", "ablate", "evaluate", "classifier", "reconstruct", "likelihood", "interpolate",
+    "trajectory",
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ DIR/ablations/NAME/                   a report on the cells of one grid
 
 import importlib.metadata
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,12 +17,14 @@ from rich.console import Console
 from ..devices import describe, full_batch
 from ..images import save_rows
 from ..metrics import STATISTICS, Statistics
-from ..settings import Range
+from ..settings import Range, at_least
 from .cells import Drawing, Drawn, draw_cells
+from .estimates import kept_estimates
 from .features import FeatureFlags, Features, load_features
 from .flags import DrawFlags
 from .grid import Cell, cells, concerns
 from .image_sets import ImageSet, check_recipe, check_shapes, open_images
+from .likelihood import elbo_metrics
 from .measure import change, differences, exact_labels, measure_cells, open_reference
 from .measure import entry as cell_entry
 from .paper import STEPS
@@ -54,6 +57,8 @@ class Config(FeatureFlags, DrawFlags):
         int, Range(lambda value: value == 0 or value >= 8, "0 (the default), or 8 or more")
     ] = 0
     """n, images per cell; 0: 10,000, or on a CPU 512."""
+    likelihood: Annotated[int, at_least(0)] = 0
+    """Test images for the ELBO of each cell with noise in every step; 0: no ELBO."""
     against: str = ""
     """Reference images or statistics, as in evaluate; empty: the images the run was trained on."""
     baseline: str = ""
@@ -86,7 +91,10 @@ def run(config: Config, console: Console) -> None:
     """Draw the missing images of a grid, measure them, and write the report."""
     config.check()
     config, source = config.resolved(), config.open()
-    grid = cells(source.alpha_bar, config.sigma, config.timesteps, config.steps, config.solver)
+    grid = cells(
+        source.alpha_bar, config.sigma, config.timesteps, config.steps, config.solver,
+        partial(kept_estimates, source, console),
+    )  # fmt: skip
     baseline = _baseline(config.baseline, grid)
     warnings = concerns(source.alpha_bar, source.kind, grid)
     for warning in warnings:
@@ -103,6 +111,9 @@ def run(config: Config, console: Console) -> None:
     clips = [config.clip_index(cell, source) for cell in grid]
     drawn, compilations = draw_cells(drawing, grid, clips, console)
     spreads = measure_cells(grid, drawn, reference, features, console)
+    elbos, elbo_label = elbo_metrics(
+        source, grid, config.likelihood, config.seed, config.batch_size, console
+    ) if config.likelihood else ([{}] * len(grid), "")  # fmt: skip
     if jax.process_index():
         return
     if config.clip not in ("official", "none"):
@@ -110,8 +121,11 @@ def run(config: Config, console: Console) -> None:
         source = source._replace(moments=None)
     calls = 1 if config.guidance == 1 else 2
     entries = _entries(source, grid, drawn, spreads, baseline, calls)
+    for entry, bits in zip(entries, elbos, strict=True):
+        entry["metrics"] |= bits
     counts = {name: points.shape[0] for name, points in reference.points.items()}
     labels = _labels(config, source, features, baseline, counts)
+    labels |= {"bits": elbo_label} if config.likelihood else {}
     results = _results(config, source.data.source, entries, labels, baseline, compilations)
     results["warnings"] = warnings
     directory = source.directory / "ablations" / config.name

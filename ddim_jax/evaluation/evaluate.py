@@ -110,7 +110,7 @@ def _samples(config: Config, console: Console) -> Samples:
         images = found.images[order[: config.num_images or None]]
         return Samples(found.name, images, digest(images), _cache(), _cache())
     source = config.open()
-    cell, size = config.cell(source), full_batch(config.batch_size)
+    cell, size = config.cell(source, console), full_batch(config.batch_size)
     for concern in concerns(source.alpha_bar, source.kind, [cell]):
         console.print(f"warning: {concern}")
     count = config.num_images or (512 if jax.default_backend() == "cpu" else 10_000)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -15,6 +16,7 @@ from ..data.dataset import class_index
 from ..devices import describe, full_batch, make_mesh
 from ..sampler import CLIPS, Plan, in_batches, on_mesh
 from ..settings import SEED, Range, at_least, check_ranges
+from .estimates import kept_estimates
 from .grid import Cell, cells, concerns
 from .progress import progress
 from .source import OracleName, Source, oracle_source, run_source
@@ -105,20 +107,22 @@ class SamplerFlags(DrawFlags):
     """One sampler: σ, τ and S."""
 
     sigma: str = "eta=0"
-    """σ: eta=VALUE, ddpm, hat, [LABEL=]FILE, or [LABEL=]MODULE:FUNCTION[(numbers)]."""
+    """σ: eta=VALUE, ddpm, hat, analytic[=η], [LABEL=]FILE, or
+    [LABEL=]MODULE:FUNCTION[(numbers)]."""
     timesteps: str = ""
-    """τ: uniform, quadratic, trailing, linspace, logsnr, karras, official-uniform,
+    """τ: uniform, quadratic, trailing, linspace, logsnr, karras, optimal, official-uniform,
     official-quadratic, a FILE, or times as in 1,21,41. Default quadratic; trailing if ᾱ_T = 0."""
     steps: Annotated[int | None, COUNT] = None
     """S, the number of reverse steps; default 50, or the length of --sigma FILE or --timesteps."""
     solver: str = "first"
     """Order: first, adams=2, adams=3, dpmpp=2, deis=3, ipndm=4, or MODULE:FUNCTION[(numbers)]."""
 
-    def cell(self, source: Source) -> Cell:
+    def cell(self, source: Source, console: Console) -> Cell:
         """The sampler that the flags describe."""
         (cell,) = cells(
-            source.alpha_bar, [self.sigma], [self.timesteps], [self.steps or STEPS], [self.solver]
-        )
+            source.alpha_bar, [self.sigma], [self.timesteps], [self.steps or STEPS], [self.solver],
+            partial(kept_estimates, source, console),
+        )  # fmt: skip
         if self.steps not in (None, cell.steps):
             raise ValueError(
                 f"--steps is {self.steps}, and --sigma {self.sigma} or --timesteps "
@@ -126,10 +130,10 @@ class SamplerFlags(DrawFlags):
             )
         return cell
 
-    def ready(self, size: int) -> "Ready":
+    def ready(self, size: int, console: Console) -> "Ready":
         """Everything that drawing `size` images at once needs."""
         source, size = self.open(), full_batch(size)
-        cell, mesh = self.cell(source), make_mesh(size)
+        cell, mesh = self.cell(source, console), make_mesh(size)
         clip = np.int32(self.clip_index(cell, source))
         scale = None if self.guidance == 1 else np.float32(self.guidance)
         plan = Plan(cell.table, np.uint32(self.seed), clip, scale)

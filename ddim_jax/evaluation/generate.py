@@ -38,7 +38,7 @@ def run(config: Config, console: Console) -> None:
     """Draw images and write them to `config.out`."""
     config.check()
     make_directory(config.out.parent if config.out.suffix else config.out, config.out)
-    ready = config.ready(config.batch_size)
+    ready = config.ready(config.batch_size, console)
     sampler = make_sampler(ready.source.denoise, ready.source.image_shape, ready.mesh)
 
     def draw(params: Any, indices: np.ndarray) -> Any:

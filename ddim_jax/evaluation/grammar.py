@@ -1,7 +1,8 @@
 """The grammar of σ, τ and the solver on the command line.
 
-    σ     eta=0.5 | ddpm | hat | [LABEL=]FILE | [LABEL=]MODULE:FUNCTION[(numbers)]
-    τ     uniform | quadratic | … | official-quadratic | FILE | 1,21,…
+    σ     eta=0.5 | ddpm | hat | analytic[=η][,last=Y|off][,bounded=on|off]
+          | [LABEL=]FILE | [LABEL=]MODULE:FUNCTION[(numbers)]
+    τ     uniform | quadratic | … | official-quadratic | optimal | FILE | 1,21,…
     order first | adams=2 | dpmpp=2 | deis=3 | ipndm=4 | MODULE:FUNCTION[(numbers)]
 
 A FUNCTION maps Steps to Sigmas, or for a solver (Steps, sigma) to a Correction. If numbers are
@@ -11,23 +12,21 @@ one row per step, noisiest first; or the times of τ.
 """
 
 import csv
-import importlib
-import importlib.util
 import inspect
 import json
-import os
 import re
-import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..diffusion.sigmas import SIGMAS, Sigmas, SigmaSchedule, custom, sigma_hat
+from ..diffusion.likelihood import elbo_costs
+from ..diffusion.sigmas import SIGMAS, Sigmas, SigmaSchedule, analytic, custom, eta, sigma_hat
 from ..diffusion.solvers import SOLVERS, Correction, Solver
-from ..diffusion.timesteps import TIMESTEPS, official_timesteps
+from ..diffusion.timesteps import TIMESTEPS, official_timesteps, optimal_timesteps
+from .estimates import Estimates
+from .own import called, own_function
 
 _FILES = (".npy", ".csv", ".json")
 _FUNCTION = re.compile(r"(?P<module>[^()]+):(?P<function>\w+)(?:\((?P<numbers>.*)\))?")
@@ -51,8 +50,8 @@ class Times(NamedTuple):
     repeats: bool = False  # whether a time may be visited twice, as in the official code
 
 
-def parse_sigma(text: str) -> Family:
-    """A σ schedule by its name on the command line.
+def parse_sigma(text: str, estimates: Callable[[], Estimates] | None = None) -> Family:
+    """A σ schedule by its name on the command line; `estimates` are those of the model.
 
     >>> parse_sigma("eta=0.50").name, parse_sigma("hat").name, parse_sigma("ddim_jax:eta(0.3)").name
     ('eta=0.5', 'sigma-hat', 'ddim_jax:eta(0.3)')
@@ -60,6 +59,8 @@ def parse_sigma(text: str) -> Family:
     first, equals, rest = text.partition("=")
     if first in SIGMAS:
         return _named_family(first, rest if equals else None)
+    if re.match("analytic(=|,|$)", text):
+        return _analytic(text, estimates)
     label, source = re.findall(r"(?s)^(?:([^=:()]+)=)?(.*)$", text)[0]
     path = Path(source)
     if path.suffix in _FILES:
@@ -68,6 +69,7 @@ def parse_sigma(text: str) -> Family:
     found = _FUNCTION.fullmatch(source)
     if not found:
         takes = ", ".join(f"{key}=VALUE" if _takes_number(key) else key for key in SIGMAS)
+        takes += ", analytic=VALUE"
         raise ValueError(
             f"--sigma is {text}; give {takes}, or your own as [LABEL=]FILE ({', '.join(_FILES)}) "
             "or [LABEL=]MODULE:FUNCTION, with (numbers) where the function needs them."
@@ -94,15 +96,42 @@ def _named_family(name: str, value: str | None) -> Family:
     return Family(f"{label}={number:g}", make(number))
 
 
+def _analytic(text: str, estimates: Callable[[], Estimates] | None) -> Family:
+    """Analytic-DPM with the mean of an η, 1 by default, bounded as in the published tables."""
+    found = re.fullmatch(
+        r"analytic(?:=(?P<eta>[0-9.eE+-]+))?(?:,last=(?P<last>off|[0-9.eE+-]+))?"
+        r"(?:,bounded=(?P<bounded>on|off))?",
+        text,
+    )
+    try:
+        parts = found.groupdict() if found else {"eta": "none"}
+        value = float(parts["eta"] or 1)
+        last = None if parts["last"] == "off" else float(parts["last"] or 1)
+    except ValueError as error:
+        raise ValueError(
+            f"--sigma is {text}; give analytic[=η][,last=Y|off][,bounded=on|off], such as "
+            "analytic=1,last=2."
+        ) from error
+    mean, bounded = eta(value), parts["bounded"] != "off"
+
+    def schedule(steps: Any) -> Sigmas:
+        if estimates is None:
+            raise ValueError(f"--sigma is {text}, which needs a model's estimates; not here.")
+        power = estimates().epsilon_power
+        return analytic(mean, power, bounded=bounded, last_noise=last)(steps)
+
+    return Family(re.sub("^analytic(?=,|$)", "analytic=1", text), schedule)
+
+
 def _takes_number(name: str) -> bool:
     return bool(inspect.signature(SIGMAS[name]).parameters)
 
 
 def _own_schedule(source: str, module: str, function: str, numbers: str | None) -> SigmaSchedule:
-    schedule = _own(f"--sigma is {source}", module, function, numbers)
+    schedule = own_function(f"--sigma is {source}", module, function, numbers)
 
     def checked(steps: Any) -> Sigmas:
-        sigmas = _called(f"--sigma {source}", schedule, steps)
+        sigmas = called(f"--sigma {source}", schedule, steps)
         if not isinstance(sigmas, Sigmas):
             raise ValueError(
                 f"--sigma {source} gave a {type(sigmas).__name__}; it must map Steps to "
@@ -128,10 +157,10 @@ def parse_solver(text: str) -> tuple[str, Solver]:
     if not found:
         names = ", ".join(name if name == "first" else f"{name}=ORDER" for name in SOLVERS)
         raise ValueError(f"--solver is {text}; give {names}, or your own MODULE:FUNCTION.")
-    solver = _own(f"--solver is {text}", **found.groupdict())
+    solver = own_function(f"--solver is {text}", **found.groupdict())
 
     def checked(steps: Any, sigma: Any) -> Correction:
-        correction = _called(f"--solver {text}", solver, steps, sigma)
+        correction = called(f"--solver {text}", solver, steps, sigma)
         if not isinstance(correction, Correction):
             raise ValueError(
                 f"--solver {text} gave a {type(correction).__name__}; it must map (Steps, sigma) "
@@ -142,60 +171,16 @@ def parse_solver(text: str) -> tuple[str, Solver]:
     return text, checked
 
 
-def _own(flag: str, module: str, function: str, numbers: str | None) -> Callable[..., Any]:
-    """A user's function, called with the numbers, if there are any."""
-    try:
-        made = getattr(_import(module), function)
-    except (Exception, SystemExit) as error:  # a user's module can raise anything
-        raise ValueError(
-            f"{flag}, which cannot be imported ({_what(error)}); give MODULE:FUNCTION, "
-            "where MODULE is a name or the path of a .py file."
-        ) from error
-    if numbers is None:
-        return made
-    try:
-        values = [number + 0 for number in json.loads(f"[{numbers}]")]
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{flag}; only numbers may stand in ( ).") from error
-    return _called(flag, made, *values)
-
-
-def _called(flag: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """The result of a user's function; its own error becomes one sentence with file and line."""
-    try:
-        return function(*arguments)
-    except Exception as error:
-        raise ValueError(f"{flag} fails: {_what(error)}.") from error
-
-
-def _what(error: BaseException) -> str:
-    """An error in one line, and where it was raised."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text} at {frame.filename}:{frame.lineno}"
-
-
-def _import(module: str) -> Any:
-    if not module.endswith(".py"):
-        if os.getcwd() not in sys.path:
-            sys.path.insert(0, os.getcwd())
-        return importlib.import_module(module)
-    spec = importlib.util.spec_from_file_location(Path(module).stem, module)
-    assert spec is not None  # always exists for a .py file
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
-
-
-def parse_timesteps(text: str) -> Times:
-    """A τ by its name, as a file, or as the times themselves.
+def parse_timesteps(text: str, estimates: Callable[[], Estimates] | None = None) -> Times:
+    """A τ by its name, as a file, or as the times themselves; `estimates` are the model's.
 
     >>> parse_timesteps("1,101,301").choose(None, 3).tolist()
     [1, 101, 301]
     """
     if text in TIMESTEPS:
         return Times(text, TIMESTEPS[text])
+    if text == "optimal" and estimates is not None:
+        return Times(text, lambda alpha_bar, S: _optimal(alpha_bar, S, estimates()))
     official, _, kind = text.partition("-")
     if official == "official" and kind in ("uniform", "quadratic"):
         return Times(text, lambda bars, S: official_timesteps(len(bars) - 1, S, kind), repeats=True)
@@ -208,8 +193,8 @@ def parse_timesteps(text: str) -> Times:
             values, name = np.array([int(part) for part in text.split(",")], np.float64), text
         except ValueError as error:
             raise ValueError(
-                f"--timesteps is {text}; give {', '.join(TIMESTEPS)}, official-uniform, "
-                f"official-quadratic, a FILE "
+                f"--timesteps is {text}; give {', '.join(TIMESTEPS)}, optimal, "
+                f"official-uniform, official-quadratic, a FILE "
                 f"({', '.join(_FILES)}) of times, or times such as 1,21,41."
             ) from error
     times = values.astype(np.int64)
@@ -218,6 +203,12 @@ def parse_timesteps(text: str) -> Times:
             f"--timesteps {text} has {values[times != values][0]}; times are integers."
         )
     return Times(name, lambda alpha_bar, S: times, len(times))
+
+
+def _optimal(alpha_bar: np.ndarray, S: int, estimates: Estimates) -> np.ndarray:
+    """The τ of the least ELBO cost for η = 1."""
+    cost = elbo_costs(alpha_bar, np.nan_to_num(estimates.x_0_error), estimates.dimension)
+    return optimal_timesteps(cost, S)
 
 
 def _sigma_columns(path: Path) -> list[np.ndarray]:

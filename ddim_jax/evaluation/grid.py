@@ -1,12 +1,13 @@
 """A grid of σ × τ × order × S as cells, each with a table of steps."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from ..diffusion.reverse import StepTable, step_table
+from .estimates import Estimates
 from .grammar import Family, Times, parse_sigma, parse_solver, parse_timesteps
 
 _VISIBLE = 0.02  # ᾱ at the start of τ from which its mean is seen in the samples
@@ -30,18 +31,19 @@ def cells(
     timesteps: Iterable[str],
     steps: Sequence[int],
     solvers: Iterable[str] = ("first",),
+    estimates: Callable[[], Estimates] | None = None,
 ) -> list[Cell]:
     """Every σ at every τ, solver and S; an array of σ or a list of times only at its own S.
 
     τ is "" for the default: quadratic, the paper's for CIFAR-10, or trailing, which visits T, where
-    ᾱ_T = 0.
+    ᾱ_T = 0. `estimates` gives those of the model, if a σ or τ needs them.
     """
     made = []
     default = "trailing" if alpha_bar[-1] == 0 else "quadratic"
     axes = itertools.product(
-        map(parse_timesteps, [name or default for name in timesteps]),
+        [parse_timesteps(name or default, estimates) for name in timesteps],
         map(parse_solver, solvers),
-        map(parse_sigma, sigmas),
+        [parse_sigma(text, estimates) for text in sigmas],
     )
     for times, (solver_name, solver), family in axes:
         label = times.name if solver_name == "first" else f"{times.name} {solver_name}"

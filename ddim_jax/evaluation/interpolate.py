@@ -43,7 +43,7 @@ def run(config: Config, console: Console) -> None:
     config.check()
     make_directory(config.out.parent, config.out)
     count = config.rows * config.columns
-    ready = config.ready(min(config.batch_size, count))
+    ready = config.ready(min(config.batch_size, count), console)
     source, weights = ready.source, np.linspace(0, 1, config.columns, dtype=np.float32)
 
     def between(params: Any, batch: Any, plan: Plan) -> Any:

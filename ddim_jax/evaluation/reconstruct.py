@@ -13,6 +13,7 @@ Over S steps the root of (1) falls as 1/S and (1) as 1/S², once S is large enou
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from platform import python_version
 from typing import Annotated, Any, Literal
@@ -35,6 +36,7 @@ from ..images import save_rows, to_uint8, to_unit_range
 from ..metrics import Interval, mean_interval
 from ..sampler import Plan, batch_program, in_batches, labelled, on_mesh, planned
 from ..settings import at_least, check_ranges
+from .estimates import kept_estimates
 from .flags import DrawFlags
 from .grid import Cell, cells
 from .progress import progress
@@ -77,7 +79,10 @@ def run(config: Config, console: Console) -> None:
     T = len(source.alpha_bar) - 1
     default = tuple(S for S in CIFAR10 if S <= T) or (T,)
     steps = config.steps or default
-    grid = cells(source.alpha_bar, [config.sigma], [config.timesteps], steps, [config.solver])
+    grid = cells(
+        source.alpha_bar, [config.sigma], [config.timesteps], steps, [config.solver],
+        partial(kept_estimates, source, console),
+    )  # fmt: skip
     dataset, split = _open(config, source)
     if dataset.size < 2:
         raise ValueError(

@@ -38,7 +38,7 @@ def run(config: Config, console: Console) -> None:
     """Write x_t and x̂_0(x_t, t) at selected steps; the last of both is x_0."""
     config.check()
     make_directory(config.out.parent, config.out)
-    ready = config.ready(min(config.batch_size, config.num_images))
+    ready = config.ready(min(config.batch_size, config.num_images), console)
     states = walk(ready, config.num_images, console)
     if jax.process_index():
         return

@@ -129,6 +129,12 @@ def test_log_p_less_the_elbo_is_the_kl_of_the_paths(name, alpha_bar, expected_el
     assert log_p - expected_elbo(alpha_bar, table) == pytest.approx(kl, abs=1e-6)
 
 
+def test_a_single_step_has_the_standard_deviation_of_beta_1(alpha_bar, expected_elbo):
+    table = step_table(alpha_bar, [300], eta(1.0))
+    log_p, kl = gap(alpha_bar, table, np.sqrt(1 - alpha_bar[1]))
+    assert log_p - expected_elbo(alpha_bar, table) == pytest.approx(kl, rel=1e-6)
+
+
 def test_gap_falls_with_s_and_vanishes_at_eta_1_only(expected_elbo):
     """With steps of equal log SNR from 10⁴ down, and the standard deviation of x_0 given x_1."""
     snr = np.exp(np.linspace(np.log(1e4), -12, 2000))

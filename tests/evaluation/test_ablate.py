@@ -199,9 +199,16 @@ def test_an_interrupted_ablation_ends_as_a_whole_one(tiny_run, command, tmp_path
 
     # What was measured serves another baseline.
     status, out, _ = command(
-        "sample", "ablate", one, *ARGUMENTS, "--baseline", "sigma-hat quadratic S=2"
-    )
+        "sample", "ablate", one, *ARGUMENTS, "--baseline", "sigma-hat quadratic S=2",
+        "--likelihood", "6",
+    )  # fmt: skip
     assert (status, "6 of 6 cells are already measured" in out) == (0, True)
+    again = json.loads((report / "results.json").read_text())
+    assert again["metrics"]["bits"] == "ELBO, bits/dim, 256 levels, 6 test images"
+    bits = {cell["id"]: cell["metrics"]["bits"]["value"] for cell in again["cells"]}
+    assert bits["eta=0 quadratic S=2"] is None  # infinite
+    assert 0 < bits["sigma-hat quadratic S=3"] < 1000
+    assert "| inf | inf |" in (report / "table.md").read_text()
     assert "difference" not in json.loads((report / "results.json").read_text())["cells"][4]
 
     # A classifier of the same data gives features under their own name.

@@ -129,7 +129,7 @@ def test_times_by_name_by_themselves_and_from_a_file(alpha_bar):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("nothing", r"--sigma is nothing; give eta=VALUE, ddpm, hat, or your own"),
+        ("nothing", r"--sigma is nothing; give eta=VALUE, ddpm, hat, analytic=VALUE, or your own"),
         ("eta", "--sigma is eta; give eta=NUMBER"),
         ("eta=x.npy", "--sigma is eta=x.npy; give eta=NUMBER"),
         ("hat=mine.py:tenth", "hat takes no value, and no label may be called so"),

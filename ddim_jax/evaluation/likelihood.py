@@ -1,0 +1,307 @@
+"""`sample.py likelihood`: bits/dim of a model under any σ, τ and S, and of its ODE.
+
+An ELBO in bits/dim is (L_T + Σ L_s + L_0)/(d ln 2), from one draw of x_t for each image and row;
+its rate is L_T + Σ L_s and its distortion L_0. Data that are not images of 256 levels, as those of
+`--oracle gaussian`, have a density: its bits are those of a bin as wide as a level.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+
+from ..data import MissingSplit, load_dataset
+from ..devices import describe, full_batch, make_mesh
+from ..diffusion.flow import ode_log_likelihood
+from ..diffusion.keys import Purpose, image_keys
+from ..diffusion.likelihood import Elbo, bits_per_dim, elbo
+from ..diffusion.reverse import stack_tables
+from ..files import make_directory, to_json, whole, write
+from ..images import to_unit_range
+from ..metrics import mean_interval
+from ..sampler import batch_program, in_batches, on_mesh
+from ..settings import SEED, at_least
+from .estimates import kept_estimates
+from .flags import COUNT, SourceFlags
+from .grid import Cell, cells
+from .progress import progress
+from .source import Source
+from .tables import console_table, estimate, markdown
+
+# Bits/dim on CIFAR-10. The first are those of DDPM's 35.7M network (arXiv:2006.11239, table 1; its
+# ODE, arXiv:2011.13456, table 2), the others of Analytic-DPM's own weights on our τ linspace
+# (arXiv:2201.06503, table 2).
+DDPM = {"ELBO, S=1000": 3.75, "rate": 1.78, "distortion": 1.97, "ELBO, train": 3.72, "ODE": 3.28}
+_K = (10, 25, 50, 100, 200, 400, 1000)
+ANALYTIC_DPM = {
+    "eta=1": dict(zip(_K, (74.95, 24.98, 12.01, 7.08, 5.03, 4.29, 3.73), strict=True)),
+    "sigma-hat": dict(zip(_K, (6.99, 6.11, 5.44, 4.86, 4.39, 4.07, 3.75), strict=True)),
+    "analytic=1,last=off": dict(zip(_K, (5.47, 4.79, 4.38, 4.07, 3.84, 3.71, 3.59), strict=True)),
+}
+
+
+@dataclass(frozen=True)
+class Config(SourceFlags):
+    """Bits/dim of test and training images: the ELBO of each σ, τ and S, and of the ODE."""
+
+    out: Path | None = None
+    """Directory for table.md, results.json and steps.png; default: RUN/likelihood."""
+    sigma: tuple[str, ...] = ("eta=1", "hat")
+    """One or more σ with noise in every step, as in generate; eta=0 has no ELBO: use --ode."""
+    timesteps: tuple[str, ...] = ("",)
+    """One or more τ, as in generate."""
+    steps: tuple[int, ...] = ()
+    """One or more S; empty: 10 50 100 1000, or on a CPU 10 50."""
+    num_images: Annotated[int | None, COUNT] = None
+    """Images of each split, at most all; default 10,000, or on a CPU 256."""
+    ode: bool = False
+    """Also the density of the ODE (η = 0 in small steps): 2 T calls and their derivatives."""
+    stride: Annotated[int, at_least(2)] = 2
+    """Times in a step of the ODE, an even number; 20 takes a tenth of the time."""
+    seed: Annotated[int, SEED] = 0
+    """Seed of all noise, 0 to 2³²−1."""
+    batch_size: Annotated[int, at_least(1)] = 64
+    """Images per batch; the last batch is filled up."""
+
+
+class Split(NamedTuple):
+    """Images in [−1, 1], and their labels if the model cannot do without."""
+
+    name: str
+    images: np.ndarray
+    labels: np.ndarray | None
+
+
+def run(config: Config, console: Console) -> None:
+    """Measure bits/dim; write a table, a JSON file and a figure of the terms by step."""
+    config.check()
+    if config.stride % 2:
+        raise ValueError(f"--stride is {config.stride}; it must be even.")
+    source, cpu = config.open(), jax.default_backend() == "cpu"
+    T = len(source.alpha_bar) - 1
+    steps = config.steps or tuple(S for S in (10, 50, 100, 1000)[: 2 if cpu else 4] if S <= T)
+    grid = cells(
+        source.alpha_bar, config.sigma, config.timesteps, steps or (T,),
+        estimates=partial(kept_estimates, source, console),
+    )  # fmt: skip
+    for cell in grid:
+        if not has_elbo(cell):
+            raise ValueError(
+                f"{cell.name} has steps without noise, and an infinite ELBO; give a σ with noise "
+                "in every step, such as eta=1, and --ode for η = 0."
+            )
+        if cell.sigma.startswith("analytic") and "last=off" not in cell.sigma:
+            console.print(
+                f"warning: {cell.sigma} limits the noise of the last noisy step, which suits FID "
+                f"and worsens an ELBO: {cell.sigma},last=off does not"
+            )
+    directory = config.out or source.directory / "likelihood"
+    make_directory(directory, directory)
+    results = []
+    for split in _splits(source, config.num_images or (256 if cpu else 10_000)):
+        terms = elbos(source, split, grid, config.seed, config.batch_size, console)
+        results += [
+            _entry(source, split, cell, part) for cell, part in zip(grid, terms, strict=True)
+        ]
+        if config.ode:
+            nats = _ode(source, split, config, console)
+            bits = bits_per_dim(nats, source.image_shape, density=True)
+            results.append(
+                {"split": split.name, "n": len(nats), "cell": "ODE"} | _interval("bits", bits)
+            )
+    if jax.process_index() == 0:
+        _write(config, source, results, directory, console)
+
+
+def has_elbo(cell: Cell) -> bool:
+    """Whether every step that does not go to data has noise, and the solver is of first order."""
+    table, inner = cell.table, cell.table.active & (cell.table.s > 0)
+    noisy = np.all((table.sigma[inner] > 0) & (table.noise[inner] > 0))
+    return bool(noisy) and not np.any(table.x_0_correction) and not np.any(table.epsilon_correction)
+
+
+def elbos(
+    source: Source, split: Split, grid: Sequence[Cell], seed: int, size: int, console: Console
+) -> list[Elbo]:
+    """The terms of every cell for each image, all cells in one program."""
+    tables = stack_tables([cell.table for cell in grid])
+    levels = 256 if source.bounded else None
+
+    def terms(params: Any, batch: Any, tables: Any) -> Any:
+        x_0, indices, label = batch
+        denoise, keys = source.denoise(params, label), image_keys(seed, indices, Purpose.LIKELIHOOD)
+        of_cells = jax.lax.map(
+            lambda table: elbo(denoise, x_0, source.alpha_bar, table, keys, levels=levels), tables
+        )
+        return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), of_cells)
+
+    doing = f"{split.name}: ELBO"
+    found = _in_batches(source, split, terms, (tables,), size, doing, console)
+    return [jax.tree.map(lambda leaf, i=i: leaf[:, i], found) for i in range(len(grid))]
+
+
+def elbo_metrics(
+    source: Source, grid: Sequence[Cell], count: int, seed: int, size: int, console: Console
+) -> tuple[list[dict[str, Any]], str]:
+    """The ELBO of the cells that have one, as a metric of an ablation, and its label."""
+    split = open_split(source, "test", count) if source.step is not None else None
+    split = split or _splits(source, count)[-1]
+    have = [i for i, cell in enumerate(grid) if has_elbo(cell)]
+    # Without noise it is infinite; that of a solver with memory is not known.
+    none = [np.inf if np.all(cell.table.x_0_correction == 0) else np.nan for cell in grid]
+    metrics: list[dict[str, Any]] = [{"bits": {"value": value}} for value in none]
+    if have:
+        terms = elbos(source, split, [grid[i] for i in have], seed, size, console)
+        for i, of_cell in zip(have, terms, strict=True):
+            metrics[i] = _interval("bits", bits(source, of_cell)["bits"])
+    width = "256 levels" if source.bounded else "density"
+    return metrics, f"ELBO, bits/dim, {width}, {len(split.images):,} {split.name} images"
+
+
+def bits(source: Source, terms: Elbo) -> dict[str, np.ndarray]:
+    """Bits/dim of every image, and its two parts."""
+    shape, density = source.image_shape, not source.bounded
+    terms = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), terms)
+    rate = bits_per_dim(-(terms.prior + terms.steps.sum(axis=1)), shape)
+    distortion = bits_per_dim(-terms.data, shape, density=density)
+    return {"bits": rate + distortion, "rate": rate, "distortion": distortion}
+
+
+def _ode(source: Source, split: Split, config: Config, console: Console) -> np.ndarray:
+    """Log p of the images, each with uniform noise of a level's width."""
+
+    def density(params: Any, batch: Any) -> Any:
+        x_0, indices, label = batch
+        keys = image_keys(config.seed, indices, Purpose.LIKELIHOOD)
+        if source.bounded:
+            draw = partial(jax.random.uniform, shape=x_0.shape[1:], dtype=jnp.float32)
+            x_0 = x_0 + (jax.vmap(draw)(keys) - 0.5) / 127.5
+        denoise = source.denoise(params, label)
+        return ode_log_likelihood(denoise, x_0, source.alpha_bar, keys, stride=config.stride)
+
+    doing = f"{split.name}: ODE"
+    found = _in_batches(source, split, density, (), config.batch_size, doing, console)
+    return np.asarray(found, np.float64)
+
+
+def _in_batches(
+    source: Source, split: Split, function: Any, rest: tuple[Any, ...], size: int, doing: str,
+    console: Console,
+) -> Any:  # fmt: skip
+    """function(params, (x_0, indices, label), *rest) for all images of a split."""
+    count = len(split.images)
+    size = full_batch(min(size, count))
+    mesh = make_mesh(size)
+    params, program = on_mesh(source.params, mesh), batch_program(function, mesh)
+
+    def call(indices: np.ndarray) -> Any:
+        at = indices % count
+        label = None if split.labels is None else split.labels[at]
+        return program(params, (split.images[at], indices, label), *rest)
+
+    parts = []
+    with progress(console, count, "images") as show:
+        for part in in_batches(call, count, size):
+            parts.append(part)
+            show(doing, len(jax.tree.leaves(part)[0]))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def _splits(source: Source, most: int) -> list[Split]:
+    """Test and training images, in a fixed random order; an oracle has only its data."""
+    if source.step is None:
+        images = source.reference().images
+        return [
+            Split("data", images[np.random.default_rng(0).permutation(len(images))[:most]], None)
+        ]
+    return [part for name in ("test", "train") if (part := open_split(source, name, most))]
+
+
+def open_split(source: Source, name: Any, most: int) -> Split | None:
+    """Up to `most` images of a split of a run's data; None if there is no such split."""
+    try:
+        dataset = load_dataset(source.data, source.image_shape, name)
+    except MissingSplit:
+        return None
+    chosen = np.random.default_rng(0).permutation(dataset.size)[:most]
+    labels = None
+    if not source.has_no_label and dataset.label is not None:
+        labels = np.asarray(dataset.label(chosen), np.int32)
+    return Split(name, to_unit_range(dataset.read(chosen)), labels)
+
+
+def _interval(name: str, values: np.ndarray) -> dict[str, Any]:
+    return {name: mean_interval(np.asarray(values, np.float64))._asdict()}
+
+
+def _entry(source: Source, split: Split, cell: Cell, terms: Elbo) -> dict[str, Any]:
+    """The results of one cell and split."""
+    entry = {"split": split.name, "n": len(split.images), "cell": cell.name, "sigma": cell.sigma}
+    entry |= {"timesteps": cell.timesteps, "steps": cell.steps}
+    for name, values in bits(source, terms).items():
+        entry |= _interval(name, values)
+    inner = cell.table.active & (cell.table.s > 0)
+    by_step = bits_per_dim(-terms.steps.mean(axis=0, dtype=np.float64), source.image_shape)
+    return entry | {"t": cell.table.t[inner], "by_step": by_step[: int(inner.sum())]}
+
+
+def _write(
+    config: Config, source: Source, results: list[dict[str, Any]], directory: Path, console: Console
+) -> None:
+    """Write table.md, results.json and steps.png, and print the table."""
+    data, published = source.data.source, source.data.source == "cifar10"
+    rows = [["split", "σ τ S", "bits/dim", "rate", "distortion"]]
+    rows += [
+        [entry["split"], entry["cell"], *(estimate(entry.get(name)) for name in rows[0][2:])]
+        for entry in ({**entry, "bits/dim": entry["bits"]} for entry in results)
+    ]
+    if published:
+        rows = [[*row, text] for row, text in zip(rows, _literature(results), strict=True)]
+    width = "256 levels" if source.bounded else "density, in bins of a level's width"
+    counts = ", ".join(dict.fromkeys(f"{e['n']:,} {e['split']}" for e in results))
+    title = (
+        f"Likelihood of {source.name}: {counts} images of {data}, {width}, seed {config.seed}, "
+        f"float32 on {describe()}. −log₂ p per dimension with a 95 % interval of the mean; the "
+        "ELBO is an upper bound of it."
+    )
+    settings = asdict(config) | {"out": directory, "checkpoint": source.step}
+    content = {"settings": settings, "data": data, "results": results, "device": describe()}
+    if published:
+        content["published"] = {"ddpm": DDPM, "analytic_dpm": ANALYTIC_DPM}
+    write(directory / "results.json", to_json(content, indent=2) + "\n")
+    write(directory / "table.md", f"{title}\n\n{markdown(rows)}\n")
+    _save_steps(results, directory / "steps.png")
+    console.print(console_table(title, rows))
+    console.print(f"{directory}: table.md, results.json, steps.png")
+
+
+def _literature(results: Sequence[dict[str, Any]]) -> list[str]:
+    """A column of CIFAR-10's published numbers: of Analytic-DPM's weights, and of DDPM's."""
+    column = ["published, other weights"]
+    for entry in results:
+        found = ANALYTIC_DPM.get(entry.get("sigma", ""), {}).get(entry.get("steps", 0))
+        linspace = entry.get("timesteps") == "linspace"
+        ode = entry["cell"] == "ODE"
+        column.append(str(DDPM["ODE"] if ode else found if linspace and found else ""))
+    return column
+
+
+def _save_steps(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """L_s of every cell against t, for the first split."""
+    from matplotlib.figure import Figure  # half a second to import
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for entry in results:
+        if entry["split"] == results[0]["split"] and len(entry.get("t", ())):
+            axes.plot(entry["t"], entry["by_step"], "o-", markersize=3, label=entry["cell"])
+    axes.set(xscale="log", yscale="log", xlabel="t", ylabel="$L_s$ of the step from t, bits/dim")
+    axes.legend(fontsize="small")
+    with whole(path) as partial_file:
+        figure.savefig(partial_file, format="png", dpi=144, metadata={"Software": None})
