@@ -23,6 +23,7 @@ class Cell(NamedTuple):
     steps: int
     table: StepTable
     rederive: bool  # whether the official code clips x̂_0 here
+    solver: str = "first"
 
 
 def cells(
@@ -51,7 +52,7 @@ def cells(
             tau = times.choose(alpha_bar, count)
             table = step_table(alpha_bar, tau, family.schedule, solver, allow_repeats=times.repeats)
             name = f"{family.name} {label} S={count}"
-            made.append(Cell(name, family.name, label, count, table, family.rederive))
+            made.append(Cell(name, family.name, label, count, table, family.rederive, solver_name))
     names = [cell.name for cell in made]
     for name in names:
         if names.count(name) > 1:

@@ -38,6 +38,9 @@ from .source import Source
 _SOURCES = sorted((Path(__file__).parent.parent / "metrics").glob("*.py"))
 _DIMENSIONS = 12_288  # of a covariance that is decomposed: the pixels of 64×64×3
 _NEIGHBOURS = 10_000  # reference images for all statistics but the Fréchet distance
+_RECORDED = (
+    "t", "s", "alpha_bar_t", "sigma", "noise", "x_0_correction", "epsilon_correction",
+)  # fmt: skip
 Numbers = dict[str, dict[str, float]]
 
 
@@ -109,14 +112,12 @@ def entry(source: Source, cell: Cell, drawn: Drawn, spreads: dict[str, Spread]) 
         "sigma": cell.sigma,
         "timesteps": cell.timesteps,
         "steps": cell.steps,
+        "solver": cell.solver,
         "metrics": exact_parts(source, cell)
         | {name: _as_dict(interval(spread)) for name, spread in spreads.items()},
         "seconds": drawn.seconds,
         "network_calls": int(np.sum(cell.table.active)),
-        "schedule": {
-            name: np.asarray(getattr(cell.table, name)).tolist()
-            for name in ("t", "s", "sigma", "noise", "x_0_correction", "epsilon_correction")
-        },
+        "schedule": {name: np.asarray(getattr(cell.table, name)).tolist() for name in _RECORDED},
         "x0_rms": drawn.x_0_rms.tolist(),
     }
 

@@ -1,12 +1,15 @@
 """Published numbers, to be shown beside measured ones.
 
 DDIM, arXiv:2010.02502, Table 1, the CIFAR-10 half: FID of 50,000 samples, quadratic τ, with the
-35.7M weights. The ranges include values that other papers measured with the same weights.
+35.7M weights. Of other samplers: the same weights and protocol; a range is what several papers
+measured. Nothing was found for DPM-Solver++, UniPC or SA-Solver with these weights.
 """
 
 from typing import Any
 
-from .tables import estimate
+from .tables import MISSING, estimate
+
+Rows = list[list[str]]
 
 STEPS = (10, 20, 50, 100, 1000)
 FID = {
@@ -16,13 +19,23 @@ FID = {
     "eta=1": (41.07, 18.36, 8.01, 5.78, 4.73),
     "sigma-hat": (367.43, 133.37, 32.72, 9.99, 3.17),
 }
-# (σ, S) → least and largest published value
-RANGE = {
-    ("eta=0", 10): (13.36, 13.74), ("eta=0", 20): (6.84, 7.55), ("eta=0", 50): (4.67, 4.78),
-    ("eta=0", 1000): (3.95, 4.04), ("eta=1", 10): (41.07, 42.03), ("eta=1", 20): (18.36, 20.23),
-    ("sigma-hat", 20): (133.37, 137.3), ("sigma-hat", 50): (32.6, 32.72),
-    ("sigma-hat", 1000): (3.16, 3.17),
-}  # fmt: skip
+CALLS = (5, 10, 12, 15, 20, 25, 50, 100, 1000)
+PUBLISHED = {
+    "eta=0, quadratic τ": (
+        "32.66 13.36–13.74 11.02 8.92–9.32 6.84–7.55 6.56 4.67–4.78 4.16 3.95–4.04"
+    ),
+    "eta=0, uniform τ": "44.41 19.11 – 14.06 11.82 10.52 – – –",
+    "eta=1, quadratic τ": "76.25 41.07–42.03 – 27.78 18.36–20.23 16.17 8.01 5.78 4.73",
+    "sigma-hat, quadratic τ": ("– 367.43 246.3 197.6 133.37–137.3 – 32.6–32.72 9.99 3.16–3.17"),
+    "Analytic-DDIM, uniform τ": "– – 11.68 9.16 7.20 – 4.28 – 3.86",
+    "DPM-Solver-2, logsnr τ": "– – 6.15 5.23 3.95 – 3.50 – 3.46",
+    "DPM-Solver-3, logsnr τ": "– – 8.20 5.21 3.81 – 3.49 – 3.45",
+    "DEIS tAB3": "– 7.12 – – 4.53 – 3.78 – –",
+    "F-PNDM, 9 more calls": "– 7.03 – – 4.61 – 3.68 – 3.26",
+    "GGDM, learned coefficients": "13.77 8.23 – 6.12 4.72 4.25 – – –",
+}
+"""Sampler → FID at each of CALLS, the numbers of network calls."""
+
 OTHER_TITLE = (
     "The paper's Table 1: FID of CIFAR-10, 50k samples, quadratic τ "
     "(another network, data and metric: not comparable)"
@@ -31,43 +44,64 @@ FID_TITLE = (
     "FID beside the paper's Table 1 and the range of its repeats; "
     "in brackets, how far from the paper in standard errors of ours"
 )
+PUBLISHED_TITLE = (
+    "FID beside published ones of other samplers, the same weights, by network calls per image"
+)
 
 
-def paper_table(results: dict[str, Any], grid: Any) -> tuple[str, list[list[str]]]:
-    """A title and rows for the σ and S that the paper has, no rows if there are none.
+def paper_tables(results: dict[str, Any], grid: Any) -> list[tuple[str, Rows]]:
+    """Titles and rows: the paper's Table 1 for the σ and S that it has, and other samplers.
 
-    FID of 50,000 images of CIFAR-10 at quadratic τ stands beside the paper's.
+    Published numbers stand beside ours only where ours are FID of 50,000 images of CIFAR-10.
     """
     steps = [count for count in grid.steps if count in STEPS]
     sigmas = [sigma for sigma in grid.sigmas if sigma in FID]
-    if not (steps and sigmas):
-        return OTHER_TITLE, []
     header = ["", *(f"S={count}" for count in steps)]
-    ours = [name for name in grid.timesteps if name.endswith("quadratic")]
-    comparable = (results.get("data"), results["n"]) == ("cifar10", 50_000)
-    if not (comparable and results["metrics"].get("frechet", "").startswith("FID") and ours):
-        return OTHER_TITLE, [header, *([s, *(_paper(s, count) for count in steps)] for s in sigmas)]
-    rows = [header]
-    for timesteps in ours:
-        for sigma in sigmas:
-            cells = [grid.at.get((sigma, timesteps, count)) for count in steps]
-            rows.append([
-                f"{sigma}, {timesteps}",
-                *(_beside(cell, sigma, count) for cell, count in zip(cells, steps, strict=True)),
-            ])  # fmt: skip
-    return FID_TITLE, rows
+    if not _comparable(results):
+        rows = [[sigma, *(_paper(sigma, count) for count in steps)] for sigma in sigmas]
+        return [(OTHER_TITLE, [header, *rows])] if steps and rows else []
+    tables = [(PUBLISHED_TITLE, _published(grid))]
+    quadratic = [name for name in grid.timesteps if name.endswith("quadratic")]
+    rows = [
+        [f"{sigma}, {name}", *(_beside(grid.at.get((sigma, name, S)), sigma, S) for S in steps)]
+        for name in quadratic
+        for sigma in sigmas
+    ]
+    return [(FID_TITLE, [header, *rows]), *tables] if steps and rows else tables
+
+
+def _comparable(results: dict[str, Any]) -> bool:
+    fid = results["metrics"].get("frechet", "").startswith("FID")
+    return fid and (results.get("data"), results["n"]) == ("cifar10", 50_000)
+
+
+def _published(grid: Any) -> Rows:
+    """Our cells at the published numbers of calls, and the published values."""
+    ours = [
+        [f"{sigma}, {title}, here", *(_ours(grid.at.get((sigma, name, S))) for S in CALLS)]
+        for name, title in grid.titles.items()
+        for sigma in grid.sigmas
+    ]
+    shown = [row for row in ours if any(text != MISSING for text in row[1:])]
+    published = [[name, *line.split()] for name, line in PUBLISHED.items()]
+    return [["", *(f"{count}" for count in CALLS)], *shown, *published]
+
+
+def _ours(cell: dict[str, Any] | None) -> str:
+    return estimate(cell and cell["metrics"]["frechet"])
 
 
 def _paper(sigma: str, steps: int) -> str:
-    low, high = RANGE.get((sigma, steps), (0, 0))
     value = f"{FID[sigma][STEPS.index(steps)]:.2f}"
-    return f"{value} ({low}–{high})" if high else value
+    line = PUBLISHED.get(f"{sigma}, quadratic τ")
+    others = line.split()[CALLS.index(steps)] if line else ""
+    return f"{value} ({others})" if MISSING in others else value
 
 
 def _beside(cell: dict[str, Any] | None, sigma: str, steps: int) -> str:
     if cell is None:
-        return estimate(None)
+        return MISSING
     parts = cell["metrics"]["frechet"]
     error = (parts["high"] - parts["low"]) / 2 / 1.959964
     away = (parts["value"] - FID[sigma][STEPS.index(steps)]) / error if error else float("inf")
-    return f"{estimate(parts)}; paper {_paper(sigma, steps)} [{away:+.1f}]"
+    return f"{_ours(cell)}; paper {_paper(sigma, steps)} [{away:+.1f}]"

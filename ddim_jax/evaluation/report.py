@@ -1,4 +1,4 @@
-"""The report of an ablation: JSON and CSV, tables, and a page with the images.
+"""The report of an ablation: JSON and CSV, tables, figures, and a page with the images.
 
 Its bytes depend only on the results and the sprites.
 """
@@ -7,6 +7,7 @@ import base64
 import csv
 import io
 import re
+from collections.abc import Iterator
 from html import escape
 from importlib.resources import files
 from math import isfinite, log
@@ -18,15 +19,15 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from ..files import to_json, write
-from .figures import Grid, draw_figures, grid_of
-from .paper import paper_table
-from .tables import estimate, markdown
+from .figures import CAPTIONS, Grid, draw_figures, grid_of
+from .paper import paper_tables
+from .tables import estimate, latex, markdown
 
 Results = dict[str, Any]
 
 
 def write_report(results: Results, sprites: dict[str, np.ndarray], directory: Path) -> None:
-    """Write results.json, results.csv, table.md, index.html, and the figures.
+    """Write results.json, results.csv, table.md, table.tex, index.html, and the figures.
 
     `results` has the settings, versions and cells that `ablate` collects; non-finite
     numbers are null in JSON. `sprites` has the first images, uint8 (K, H, W, C), of each cell.
@@ -38,9 +39,12 @@ def write_report(results: Results, sprites: dict[str, np.ndarray], directory: Pa
         "results.json": to_json(results, indent=1) + "\n",
         "results.csv": _csv(results),
         "table.md": _markdown(results, grid),
+        "table.tex": _latex(results, grid),
         "index.html": _page(results, grid, sprites, figures),
-        **{f"{name}.png": png for name, png in figures.items()},
+        **{f"{name}.png": png for name, (_, png) in figures.items()},
     }
+    for name in CAPTIONS.keys() - figures.keys():  # of an earlier grid of this name
+        (directory / f"{name}.png").unlink(missing_ok=True)
     for name, content in contents.items():
         write(directory / name, content)
 
@@ -84,18 +88,29 @@ def _markdown(results: Results, grid: Grid) -> str:
         f"{_source(results)}. {_summary(results)}. Baseline: {results['baseline']}.",
         *(f"Warning: {text}." for text in results.get("warnings", ())),
     ]
-    for key, label in results["metrics"].items():
-        for timesteps in grid.timesteps:
-            rows = [["", *(f"S={count}" for count in grid.steps)]]
-            for sigma in grid.sigmas:
-                cells = [grid.at.get((sigma, timesteps, count)) for count in grid.steps]
-                rows.append([sigma, *(estimate(cell and cell["metrics"][key]) for cell in cells)])
-            better = f"({_better(results, key)} is better)"
-            parts += [f"## {label}, {timesteps} τ {better}", markdown(rows)]
-    title, paper = paper_table(results, grid)
-    if paper:
-        parts += [f"## {title}", markdown(paper)]
+    for key in results["metrics"]:
+        for title, rows in _tables(results, grid, key):
+            parts += [f"## {title}", markdown(rows)]
+    for title, rows in paper_tables(results, grid):
+        parts += [f"## {title}", markdown(rows)]
     return "\n\n".join(parts) + "\n"
+
+
+def _tables(results: Results, grid: Grid, key: str) -> Iterator[tuple[str, list[list[str]]]]:
+    """A title and the rows of σ × S, for each τ and solver."""
+    better = _better(results, key)
+    for timesteps, title in grid.titles.items():
+        rows = [["", *(f"S={count}" for count in grid.steps)]]
+        for sigma in grid.sigmas:
+            cells = [grid.at.get((sigma, timesteps, count)) for count in grid.steps]
+            rows.append([sigma, *(estimate(cell and cell["metrics"][key]) for cell in cells)])
+        yield f"{results['metrics'][key]}, {title}{better and f' ({better})'}", rows
+
+
+def _latex(results: Results, grid: Grid, *keys: str) -> str:
+    """The tables of some metrics, or of all; each title is a comment above its table."""
+    tables = (table for key in keys or results["metrics"] for table in _tables(results, grid, key))
+    return "\n".join(f"% {' '.join(title.split())}\n{latex(rows)}\n" for title, rows in tables)
 
 
 def _summary(results: Results) -> str:
@@ -113,17 +128,27 @@ def _source(results: Results) -> str:
 
 
 def _better(results: Results, key: str) -> str:
-    return "larger" if key in results["larger_is_better"] else "smaller"
+    """Which values are better; empty for a mere difference from the baseline."""
+    if key == "change":
+        return ""
+    return f"{'larger' if key in results['larger_is_better'] else 'smaller'} is better"
 
 
 def _page(
-    results: Results, grid: Grid, sprites: dict[str, np.ndarray], figures: dict[str, bytes]
+    results: Results,
+    grid: Grid,
+    sprites: dict[str, np.ndarray],
+    figures: dict[str, tuple[str, bytes]],
 ) -> str:
     """The viewer with its data filled in; its script inserts them as text, never as HTML."""
     # With < escaped, no string can close the script tag.
     data = to_json(_view(results, grid, sprites)).replace("<", "\\u003c")
-    pictures = {name: _data_uri(png) for name, png in figures.items()}
-    parts = {"title": escape(results["name"]), "data": data, **pictures}
+    pictures = "\n".join(
+        f'  <figure><figcaption>{escape(caption)}</figcaption><img id="figure-{name}" '
+        f'src="{_data_uri(png)}" alt="{escape(caption)}"></figure>'
+        for name, (caption, png) in figures.items()
+    )
+    parts = {"title": escape(results["name"]), "data": data, "figures": pictures}
     template = files("ddim_jax.evaluation").joinpath("viewer.html").read_text("utf-8")
     # In one pass, so that inserted text is not substituted again.
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
@@ -156,9 +181,11 @@ def _view(results: Results, grid: Grid, sprites: dict[str, np.ndarray]) -> dict[
         }
         for cell in results["cells"]
     }
-    labels = {
-        key: [label, f"{_better(results, key)} is better"]
-        for key, label in results["metrics"].items()
+    labels = {key: [label, _better(results, key)] for key, label in results["metrics"].items()}
+    files = ["results.json", "results.csv", "table.md", "table.tex"]
+    # index.html is at RUN/ablations/NAME.
+    links = ({"configuration of the run": "../../config.json"} if results["run"] else {}) | {
+        file: file for file in files
     }
     return {
         "name": results["name"],
@@ -168,12 +195,14 @@ def _view(results: Results, grid: Grid, sprites: dict[str, np.ndarray]) -> dict[
         ),
         "baseline": results["baseline"],
         "sigmas": grid.sigmas,
-        "kinds": grid.timesteps,
+        "kinds": grid.titles,
         "steps": grid.steps,
         "metrics": labels,
         "cells": cells,
         "shape": next(iter(sprites.values())).shape[:3],
-        "paper": dict(zip(("title", "rows"), paper_table(results, grid), strict=True)),
+        "latex": {key: _latex(results, grid, key) for key in results["metrics"]},
+        "links": links,
+        "paper": [{"title": title, "rows": rows} for title, rows in paper_tables(results, grid)],
         **{
             part: {key: str(value) for key, value in results[part].items()}
             for part in ("settings", "versions")

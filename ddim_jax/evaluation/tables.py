@@ -60,6 +60,30 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
+_TEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "±": r"$\pm$", MISSING: "--", **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+}  # fmt: skip
+
+
+def latex(rows: Sequence[Sequence[str]]) -> str:
+    r"""A LaTeX table (package booktabs), whose first row is the header.
+
+    >>> print(latex([["", "S=5"], ["a_b", "1.0 ± 0.1"]]))
+    \begin{tabular}{lr}
+    \toprule
+     & S=5 \\
+    \midrule
+    a\_b & 1.0 $\pm$ 0.1 \\
+    \bottomrule
+    \end{tabular}
+    """
+    escaped = [["".join(_TEX.get(c, c) for c in " ".join(t.split())) for t in row] for row in rows]
+    head, *body = [" & ".join(row) + r" \\" for row in escaped]
+    lines = [rf"\begin{{tabular}}{{l{'r' * (len(rows[0]) - 1)}}}", r"\toprule", head, r"\midrule"]
+    return "\n".join([*lines, *body, r"\bottomrule", r"\end{tabular}"])
+
+
 def console_table(title: str, rows: Sequence[Sequence[str]]) -> Table:
     """The same table for a terminal."""
     table = Table(*rows[0], title=title)

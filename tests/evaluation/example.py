@@ -9,6 +9,7 @@ REPORT = {
     "results.json",
     "results.csv",
     "table.md",
+    "table.tex",
     "metrics.png",
     "steps.png",
     "drift.png",
@@ -44,6 +45,7 @@ def example(sigmas=SIGMAS, kinds=("quadratic",), steps=(5, 10, 20, 50), images=6
                         "sigma": sigma,
                         "timesteps": kind,
                         "steps": S,
+                        "solver": "first",
                         "metrics": {
                             "frechet": interval,
                             "kernel": {k: v / 40 for k, v in interval.items()},
@@ -72,6 +74,9 @@ def example(sigmas=SIGMAS, kinds=("quadratic",), steps=(5, 10, 20, 50), images=6
                         "schedule": {
                             "t": t.tolist(),
                             "s": [*t[1:].tolist(), 0],
+                            "alpha_bar_t": np.exp(-10 * (t / 1000) ** 2).tolist(),
+                            "x_0_correction": [[]] * S,
+                            "epsilon_correction": [[]] * S,
                             "sigma": np.minimum(size, 0.5).tolist(),
                             "noise": [*size[:-1].tolist(), 0.0],
                         },

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ddim_jax.evaluation.report import write_report
 from tests.evaluation.example import example
+from tests.evaluation.test_report import page_data
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +154,35 @@ def test_the_page_by_mouse_and_by_keyboard(browser, report):
     sheet.send_keys(Keys.ARROW_LEFT, Keys.ARROW_UP)
     page.wait(hat, image=1)
     page.check(sprites, hat, base, image=1)
+    page.check_quiet()
+
+
+def test_the_address_keeps_what_is_shown_and_tables_are_copied_as_latex(browser, report):
+    from selenium.webdriver.support.ui import Select
+
+    _, _, directory = report
+    page = Page(browser, directory)
+    cell = "eta=1 quadratic S=10"
+    page.find(f"button[data-cell='{cell}']").click()
+    page.find("#index").clear()
+    page.find("#index").send_keys("3")
+    page.wait(cell, image=3)
+    Select(page.find("#metric")).select_by_value("recall")
+    address = browser.current_url
+    browser.get("about:blank")
+    browser.get(address)
+    page.wait(cell, image=3)
+    assert page.find("#metric").get_attribute("value") == "recall"
+    browser.execute_script(  # what the browser was asked to copy
+        "document.addEventListener('copy', () => { window.copied = "
+        "document.activeElement.value ?? document.getSelection().toString(); });"
+        "navigator.clipboard.writeText = () => Promise.reject();"
+    )
+    page.find("#latex").click()
+    page.until(lambda: browser.execute_script("return window.copied"), "copied")
+    text = browser.execute_script("return window.copied")
+    assert text == page_data(directory)["latex"]["recall"]
+    assert page.find("#links a").get_attribute("href").endswith("config.json")
     page.check_quiet()
 
 
