@@ -123,13 +123,33 @@ class Conduct(Free):
     sample_steps: Annotated[int, at_least(1)] = 50
     """Reverse steps S (quadratic τ, η = 0) of the samples drawn during training."""
     evaluate_images: Annotated[int, at_least(0)] = 0
-    """Samples drawn at the end for a Fréchet distance of pixels to the train split; 0: none."""
+    """Samples drawn at the end for a Fréchet distance to the train split; 0: none."""
+    evaluate_every: Annotated[int, at_least(0)] = 0
+    """Steps between Fréchet distances of as many samples, in metrics.jsonl; 0: only at the end."""
+    evaluate_features: Literal["pixels", "classifier", "inception"] = "pixels"
+    """What the Fréchet distance compares; classifier: `sample.py classifier` of this run."""
+    evaluate_family: Literal["tf1", "pytorch-fid"] = "tf1"
+    """Inception's resize and scaling, as --family of `sample.py evaluate`."""
+    evaluate_inception: str = ""
+    """Inception's weights, as --inception of `sample.py evaluate`; empty: the default."""
+    evaluate_inception_sha256: str = ""
+    """SHA-256 of --train.evaluate-inception, if it is not the published file's."""
     checkpoint_every: Annotated[int, at_least(1)] = 5_000
     """Steps between checkpoints; the last step is always saved."""
     keep_checkpoints: Annotated[int, at_least(1)] = 3
-    """How many of the newest checkpoints stay, besides the one with the lowest validation loss."""
+    """How many of the newest checkpoints stay, besides the best one."""
+    keep_best: Literal["validation-loss", "frechet"] = "validation-loss"
+    """The best checkpoint has the lowest value of this; frechet: see --train.evaluate-every."""
     validate_images: Annotated[int, at_least(0)] = 1024
     """Images of the test split (if none: train) for the validation loss of checkpoints; 0: none."""
+
+    def frechet_name(self) -> str:
+        """What the Fréchet distance is called in metrics.jsonl and checkpoints."""
+        return f"frechet_{self.evaluate_features}"
+
+    def best_by(self) -> str:
+        """The name of the value whose lowest makes a checkpoint the best."""
+        return self.frechet_name() if self.keep_best == "frechet" else "validation_loss"
 
 
 @dataclass(frozen=True)
@@ -174,6 +194,12 @@ class TrainConfig(Conduct):
         check_ranges(self, "train.")
         require(self.batch_size % self.accumulate == 0, "train.accumulate", self.accumulate,
                 f"a divisor of train.batch-size = {self.batch_size}")  # fmt: skip
+        require(not self.evaluate_every or self.evaluate_images >= 2, "train.evaluate-images",
+                self.evaluate_images, "2 or more with train.evaluate-every")  # fmt: skip
+        require(self.keep_best != "frechet" or (self.evaluate_every > 0 and
+                self.checkpoint_every % self.evaluate_every == 0), "train.evaluate-every",
+                self.evaluate_every, "a divisor of train.checkpoint-every = "
+                f"{self.checkpoint_every} with train.keep-best frechet")  # fmt: skip
         require(self.decay == "constant" or self.warmup_steps < self.steps, "train.warmup-steps",
                 self.warmup_steps,
                 f"fewer than train.steps = {self.steps} with cosine decay")  # fmt: skip

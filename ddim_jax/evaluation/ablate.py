@@ -15,12 +15,12 @@ import numpy as np
 from rich.console import Console
 
 from ..devices import describe, full_batch
+from ..features import FeatureFlags, Features, load_features
 from ..images import save_rows
 from ..metrics import STATISTICS, Statistics
 from ..settings import Range, at_least
 from .cells import Drawing, Drawn, draw_cells
 from .estimates import kept_estimates
-from .features import FeatureFlags, Features, load_features
 from .flags import DrawFlags
 from .grid import Cell, cells, concerns
 from .image_sets import ImageSet, check_recipe, check_shapes, open_images

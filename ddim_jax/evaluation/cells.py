@@ -19,9 +19,9 @@ from ..devices import make_mesh, surroundings
 from ..diffusion.reverse import StepTable, stack_tables
 from ..files import digest, read_arrays, whole
 from ..images import to_uint8
+from ..progress import progress
 from ..sampler import Plan, labelled, make_sampler, on_mesh
 from .grid import Cell
-from .progress import progress
 from .source import Source
 
 _PATIENCE = 120.0  # seconds until what one process wrote is seen by the others

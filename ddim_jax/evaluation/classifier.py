@@ -8,9 +8,10 @@ import numpy as np
 import optax
 from rich.console import Console
 
+from ..features import classifier_path
 from ..files import whole
+from ..model.classifier import apply_classifier, initial_classifier
 from ..settings import SEED, at_least
-from .features import apply_classifier, classifier_path, initial_classifier
 from .flags import SourceFlags
 from .source import Reference
 

@@ -14,8 +14,8 @@ from ..devices import local_mesh, surroundings
 from ..diffusion.forward import add_noise
 from ..diffusion.keys import Purpose, image_keys, noise_rows
 from ..files import digest, read_arrays, whole
+from ..progress import progress
 from ..sampler import batch_program
-from .progress import progress
 from .source import Source
 
 _IMAGES = 64  # Analytic-DPM's results need 10 (arXiv:2201.06503, appendix)

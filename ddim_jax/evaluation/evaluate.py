@@ -14,11 +14,11 @@ import tyro
 from rich.console import Console
 
 from ..devices import describe, full_batch
+from ..features import FeatureFlags, Features, kept_features, load_features
 from ..files import digest, make_directory
 from ..metrics import STATISTICS, Points, Statistics, interval, save_statistics
 from ..settings import Range
 from .cells import Drawing, draw_cells
-from .features import FeatureFlags, Features, kept_features, load_features
 from .flags import SamplerFlags
 from .grid import concerns
 from .image_sets import ImageSet, check_recipe, check_shapes, open_images

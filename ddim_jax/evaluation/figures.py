@@ -49,10 +49,9 @@ class Grid(NamedTuple):
 def grid_of(cells: Sequence[Cell]) -> Grid:
     """The cells, with σ and τ in order of first appearance."""
     at = {(cell["sigma"], cell["timesteps"], cell["steps"]): cell for cell in cells}
-    sigmas, timesteps, steps = zip(*at, strict=True)
-    names = [list(dict.fromkeys(part)) for part in (sigmas, timesteps)]
+    sigmas, _, steps = zip(*at, strict=True)
     titles = {cell["timesteps"]: _title(cell) for cell in cells}
-    return Grid(*names, sorted(set(steps)), at, titles)
+    return Grid(list(dict.fromkeys(sigmas)), list(titles), sorted(set(steps)), at, titles)
 
 
 def _title(cell: Cell) -> str:
@@ -181,7 +180,7 @@ def _draw_steps(axis: Axes, cells: dict[str, Cell], path: tuple[str, ...], grid:
     """One line per σ over the times of its steps; sampling runs from left to right."""
     for i, sigma in enumerate(grid.sigmas):
         if sigma in cells:
-            values = _finite(reduce(getitem, path, cells[sigma]))  # type: ignore[arg-type]
+            values = _finite(reduce(getitem, path, cells[sigma]))
             style = _style(i) | ({"marker": ""} if len(values) > 20 else {})
             axis.plot(cells[sigma]["schedule"]["t"], values, **style)
     axis.invert_xaxis()

@@ -14,11 +14,11 @@ from rich.console import Console
 
 from ..data.dataset import class_index
 from ..devices import describe, full_batch, make_mesh
+from ..progress import progress
 from ..sampler import CLIPS, Plan, in_batches, on_mesh
 from ..settings import SEED, Range, at_least, check_ranges
 from .estimates import kept_estimates
 from .grid import Cell, cells, concerns
-from .progress import progress
 from .source import OracleName, Source, oracle_source, run_source
 
 STEPS = 50

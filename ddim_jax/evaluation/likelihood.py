@@ -25,12 +25,12 @@ from ..diffusion.reverse import stack_tables
 from ..files import make_directory, to_json, whole, write
 from ..images import to_unit_range
 from ..metrics import mean_interval
+from ..progress import progress
 from ..sampler import batch_program, in_batches, on_mesh
 from ..settings import SEED, at_least
 from .estimates import kept_estimates
 from .flags import COUNT, SourceFlags
 from .grid import Cell, cells
-from .progress import progress
 from .source import Source
 from .tables import console_table, estimate, markdown
 

@@ -17,6 +17,7 @@ import numpy as np
 from rich.console import Console
 
 from ..diffusion.moments import kl_gaussian, propagate_gaussian, wasserstein2_gaussian
+from ..features import MOST, Features, check_covariance, kept_features, pixels
 from ..files import digest, file_sha256, read_arrays, whole
 from ..metrics import (
     STATISTICS,
@@ -29,14 +30,12 @@ from ..metrics import (
     mean_interval,
     paired_differences,
 )
+from ..progress import progress
 from .cells import Drawn
-from .features import Features, kept_features, pixels
 from .grid import Cell
-from .progress import progress
 from .source import Source
 
 _SOURCES = sorted((Path(__file__).parent.parent / "metrics").glob("*.py"))
-_DIMENSIONS = 12_288  # of a covariance that is decomposed: the pixels of 64×64×3
 _NEIGHBOURS = 10_000  # reference images for all statistics but the Fréchet distance
 _RECORDED = (
     "t", "s", "alpha_bar_t", "sigma", "noise", "x_0_correction", "epsilon_correction",
@@ -63,13 +62,7 @@ def open_reference(
     images = images[np.random.default_rng(0).permutation(len(images))]
     content = digest(images)
     points = Points(kept_features(features, lambda: images, content, directory))
-    N, D = points.shape
-    if min(N, D) > _DIMENSIONS:
-        raise ValueError(
-            f"the reference has {N:,} images of {D:,} features, whose covariance takes "
-            f"{8 * D**2 / 1e9:.0f} GB; use --features inception, or --against up to "
-            f"{_DIMENSIONS:,} images."
-        )
+    check_covariance(points.shape, f"--features inception, or --against up to {MOST:,} images")
     few = points.shape[0] <= _NEIGHBOURS
     part = points if few else Points(points.features[:_NEIGHBOURS])
     against = {name: points if name == "frechet" else part for name in STATISTICS}

@@ -34,12 +34,12 @@ from ..diffusion.types import Images
 from ..files import make_directory, to_json, write
 from ..images import save_rows, to_uint8, to_unit_range
 from ..metrics import Interval, mean_interval
+from ..progress import progress
 from ..sampler import Plan, batch_program, in_batches, labelled, on_mesh, planned
 from ..settings import at_least, check_ranges
 from .estimates import kept_estimates
 from .flags import DrawFlags
 from .grid import Cell, cells
-from .progress import progress
 from .source import Source
 from .tables import console_table, estimate, markdown
 

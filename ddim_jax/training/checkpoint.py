@@ -11,6 +11,7 @@ devices, so a run may continue on another mesh, or with another number of proces
 import contextlib
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,23 +29,27 @@ from ..settings import differences
 from .state import TrainState
 
 _SUMS = "SHA256SUMS"
-_METRIC = "validation_loss"
 
 
 @contextlib.contextmanager
-def checkpoints(directory: Path, keep: int) -> Iterator[ocp.CheckpointManager]:
-    """The checkpoints of a run, for writing: the newest `keep` stay, and the best of those seen.
+def checkpoints(
+    directory: Path, keep: int, best_by: str = "validation_loss"
+) -> Iterator[ocp.CheckpointManager]:
+    """The checkpoints of a run, for writing: the newest `keep` stay, and the lowest in `best_by`.
 
     They are written in the background. A checkpoint gets its name only when it is complete;
     incomplete ones of a killed process are removed. A failed write raises a ValueError that names
     the newest complete checkpoint.
     """
+
+    def judge(metrics: dict[str, float]) -> float:
+        return metrics.get(best_by, math.inf)
+
     # Orbax puts the best last: in descending order it is the lowest loss.
-    best = BestN(get_metric_fn=lambda metrics: metrics[_METRIC], reverse=True, n=1,
-                 keep_checkpoints_without_metrics=False)  # fmt: skip
+    best = BestN(get_metric_fn=judge, reverse=True, n=1, keep_checkpoints_without_metrics=False)
     options = ocp.CheckpointManagerOptions(
         preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
-        best_fn=lambda metrics: metrics[_METRIC],  # without it the metrics are not written
+        best_fn=judge,  # without it the metrics are not written
         cleanup_tmp_directories=True,
     )
     manager = ocp.CheckpointManager(_folder(directory), options=options)
@@ -60,9 +65,9 @@ def save_checkpoint(
     manager: ocp.CheckpointManager,
     state: TrainState,
     config: Config,
-    validation_loss: float | None = None,
+    metrics: dict[str, float] | None = None,
 ) -> None:
-    """Save a state under its step number, with its validation loss, in the background."""
+    """Save a state under its step number, with what it was judged by, in the background."""
     seal(manager)
     # A copy, since the next step reuses the memory. From the host, Orbax need not divide the work
     # of replicas among devices, which takes seconds; several processes each save their own part.
@@ -72,14 +77,13 @@ def save_checkpoint(
         "ema": ocp.args.StandardSave(saved.ema),
         "train": ocp.args.StandardSave(saved._replace(ema=None)),
     }
-    metrics = None if validation_loss is None else {_METRIC: validation_loss}
     with _writing(manager, int(state.step)):
         # On a full disk, Orbax would print hundreds of lines of tracebacks.
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(manager.directory).free
         if size > free:
             raise OSError(f"it takes {size / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free")
-        manager.save(int(state.step), args=ocp.args.Composite(**items), metrics=metrics)
+        manager.save(int(state.step), args=ocp.args.Composite(**items), metrics=metrics or None)
 
 
 def seal(manager: ocp.CheckpointManager) -> None:
@@ -185,15 +189,13 @@ def _choose(directory: Path, checkpoint: str) -> int:
     steps = _steps(directory)
     if checkpoint == "best":
         paths = {step: _folder(directory) / str(step) / "metrics" / "metrics" for step in steps}
-        losses = {
-            step: json.loads(path.read_text())[_METRIC]
-            for step, path in paths.items()
-            if path.exists()
-        }
+        name = load_run_config(directory)[0].train.best_by()
+        found = {s: json.loads(path.read_text()) for s, path in paths.items() if path.exists()}
+        losses = {step: metrics[name] for step, metrics in found.items() if name in metrics}
         if not losses:
             raise ValueError(
-                f"no checkpoint of {directory} has a validation loss; ask for the latest, or one "
-                f"of {steps}."
+                f"no checkpoint of {directory} has a {name.replace('_', ' ')}; ask for the latest, "
+                f"or one of {steps}."
             )
         return min(losses, key=losses.__getitem__)
     if not checkpoint.isdigit() or int(checkpoint) not in steps:
@@ -206,7 +208,7 @@ def _choose(directory: Path, checkpoint: str) -> int:
 def load_run(directory: str | Path, checkpoint: str | int = "latest") -> tuple[Config, Any]:
     """The configuration and the averaged (EMA) weights of a run: (Config, params).
 
-    `checkpoint` is "latest", "best" (the lowest validation loss of those kept), or a step. Params
+    `checkpoint` is "latest", "best" (see --train.keep-best; of those kept), or a step. Params
     have the structure that `build_unet` returns.
     """
     config, step = load_run_config(Path(directory), checkpoint)

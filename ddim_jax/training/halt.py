@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,6 +12,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ..config import TrainConfig
+
+Stop = threading.Event
+
+
+class Stopped(Exception):
+    """Work was left undone because the run is to stop."""
 
 
 @contextlib.contextmanager
@@ -42,6 +49,25 @@ def any_process(stop: threading.Event, now: bool) -> bool:
     if jax.process_count() == 1:
         return stop.is_set()
     return now and bool(multihost_utils.process_allgather(np.array(stop.is_set())).any())
+
+
+def awaited(result: Any, stop: Stop | None) -> Any:
+    """A result that the devices are computing, once it is there; or Stopped, as soon as possible.
+
+    Several processes look for a signal only when it is there: they must all ask at the same time.
+    """
+    while stop is not None and jax.process_count() == 1 and not stop.is_set():
+        if all(leaf.is_ready() for leaf in jax.tree.leaves(result)):
+            break
+        time.sleep(0.005)
+    refuse_to_go_on(stop)
+    return result
+
+
+def refuse_to_go_on(stop: Stop | None) -> None:
+    """Raise Stopped if any process is to stop; None is never set, and no other process is asked."""
+    if stop is not None and any_process(stop, True):
+        raise Stopped
 
 
 def exploded(window: Sequence[dict[str, Any]], last: int, settings: TrainConfig) -> str | None:

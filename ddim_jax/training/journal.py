@@ -15,14 +15,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from ..files import write
 
 Metrics = dict[str, Any]
-Report = Callable[[int, list[Metrics], float, float | None], None]
+Report = Callable[[int, list[Metrics], float, Metrics], None]
 
 
 @contextlib.contextmanager
 def journal(
     path: Path | None, total: int, batch_size: int, start: int, console: Console
 ) -> Iterator[Report]:
-    """report(step, metrics of the steps since the last one, seconds of pause, validation loss).
+    """report(step, metrics of the steps since the last one, seconds of pause, the step's values).
 
     The pause is the time since the last report not spent on training. `path` is metrics.jsonl, to
     which each report adds a line, or None. `start` is the number of steps already done.
@@ -37,22 +37,22 @@ def journal(
     ):
         task = bar.add_task("train", total=total, completed=start, text="compiling …")
 
-        def report(done: int, window: list[Metrics], pause: float, judged: float | None) -> None:
+        def report(done: int, window: list[Metrics], pause: float, judged: Metrics) -> None:
             now = time.perf_counter()
             seconds_per_step = (now - mark[0] - pause) / (done - mark[1])
             mark[:] = [now, done]
             line: Metrics = {"step": done}
             for name in window[0]:
                 line[name] = float(np.mean([metrics[name] for metrics in window]))
-            if judged is not None:
-                line["validation_loss"] = judged
+            line |= judged
             rate = batch_size / seconds_per_step
             if file is not None:
                 print(
                     json.dumps(line | {"images_per_second": round(rate, 1)}), file=file, flush=True
                 )
             left = timedelta(seconds=round(seconds_per_step * (total - done)))
-            text = f"loss {line['loss']:.4f}  {rate:,.0f} images/s  {left} left"
+            losses = "".join(f"  {name.replace('_', ' ')} {judged[name]:.4f}" for name in judged)
+            text = f"loss {line['loss']:.4f}{losses}  {rate:,.0f} images/s  {left} left"
             bar.update(task, completed=done, text=text)
             if not console.is_terminal:
                 console.print(f"step {done}/{total}  {text}")

@@ -43,11 +43,10 @@ from .checkpoint import (
 from .halt import any_process, exploded, stop_signals
 from .journal import Metrics, journal, keep_metrics
 from .preview import Draw, finish, make_draw, save_preview
+from .quality import described, judge, make_quality
 from .state import TrainState, initial_state, make_optimizer
 from .step import Step, make_train_step
 from .validation import held_out_data, make_validation
-
-Validate = Callable[[Any], float]
 
 
 def train(config: Config, console: Console) -> None:
@@ -76,22 +75,25 @@ def train(config: Config, console: Console) -> None:
     validate = None
     if settings.validate_images:
         validate = make_validation(config, apply, alpha_bar, weights, held_out, mesh)
+    quality = make_quality(config, dataset, draw)
     console.print(
         f"{dataset.name}: {dataset.size:,} images {dataset.shape}; "
         f"{count_parameters(state.params):,} parameters; {mesh.size} of {describe()}; "
         f"{settings.steps:,} steps of {settings.batch_size}",
         *about(dataset, flip),
+        *described(config, quality),
         sep="\n",
     )
     with stop_signals() as stop, jax.default_matmul_precision(settings.matmul_precision):
         stream = device_batches(config, dataset, mesh, saved or 0)
-        state = _run(config, state, step, stream, draw, validate, stop, console)
+        judged_by = partial(judge, validate, quality, stop)
+        state = _run(config, state, step, stream, draw, judged_by, stop, console)
     if int(state.step) < settings.steps:
         done = f"stopped at step {int(state.step)} of {settings.steps}"
         console.print(f"{done}; checkpoint saved. Continue with:")
         console.print(f"  python train.py {shlex.quote(str(out / 'config.json'))}")
         return
-    finish(config, state, dataset, draw, console)
+    finish(config, state, draw, quality, console)
 
 
 def prepare_state(
@@ -190,7 +192,7 @@ def _run(
     step: Step,
     stream: Iterator[tuple[Any, Any]],
     draw: Draw,
-    validate: Validate | None,
+    judged_by: Callable[..., Metrics],
     stop: threading.Event,
     console: Console,
 ) -> TrainState:
@@ -201,7 +203,7 @@ def _run(
     first = int(state.step) + 1
     log_file = None if jax.process_index() else out / "metrics.jsonl"
     with (
-        checkpoints(out, settings.keep_checkpoints) as manager,
+        checkpoints(out, settings.keep_checkpoints, settings.best_by()) as manager,
         journal(log_file, settings.steps, settings.batch_size, first - 1, console) as report,
     ):
         for done, batch in enumerate(islice(stream, settings.steps + 1 - first), first):
@@ -212,14 +214,18 @@ def _run(
             window.append(metrics)
             # The host reads from the device only when something is due; otherwise it runs ahead.
             last = done == settings.steps
-            log = last or done % settings.log_every == 0
+            due = settings.evaluate_every and (last or done % settings.evaluate_every == 0)
+            log = last or due or done % settings.log_every == 0
             halt = any_process(stop, log)
             save = last or halt or done % settings.checkpoint_every == 0
             if log or save:
                 window = jax.device_get(window)
                 _check_losses(window, done, config, manager)
             start = time.perf_counter()
-            judged = validate(state.ema) if validate and save else None
+            judged = judged_by(state.ema, save, due and not halt)
+            if due:  # a signal ends the judging
+                halt = any_process(stop, True)
+                save = save or halt
             pause += time.perf_counter() - start
             if log:
                 report(done, window, pause, judged)

@@ -10,22 +10,21 @@ import numpy as np
 from rich.console import Console
 
 from ..config import Config
-from ..data import Dataset
 from ..devices import full_batch, make_mesh
 from ..diffusion.reverse import step_table
 from ..diffusion.sigmas import eta
 from ..diffusion.timesteps import TIMESTEPS
-from ..images import save_grid, to_uint8, to_unit_range
-from ..metrics import frechet_distance
+from ..images import save_grid, to_uint8
 from ..model import unet_apply
 from ..sampler import Plan, conditional, in_batches, labelled, make_sampler, on_mesh
+from .halt import Stop, awaited
 from .state import TrainState
 
-Draw = Callable[[Any, int], np.ndarray]
+Draw = Callable[..., np.ndarray]
 
 
 def make_draw(config: Config) -> Draw:
-    """draw(params, count) → uint8 images; compiled on the first call."""
+    """draw(params, count, stop) → uint8 images, or Stopped; compiled on the first call."""
     settings, alpha_bar, apply = (
         config.train,
         config.diffusion.alpha_bar(),
@@ -38,10 +37,12 @@ def make_draw(config: Config) -> Draw:
     denoise = conditional(apply, alpha_bar, config.diffusion.prediction)
     sampler = make_sampler(denoise, config.model.image_shape(), mesh)
 
-    def draw(params: Any, count: int) -> np.ndarray:
+    def draw(params: Any, count: int, stop: Stop | None = None) -> np.ndarray:
         params = on_mesh(params, mesh)
         parts = in_batches(
-            lambda indices: sampler(params, labelled(indices, labels), plan), count, size
+            lambda indices: awaited(sampler(params, labelled(indices, labels), plan), stop),
+            count,
+            size,
         )
         return np.concatenate([to_uint8(part) for part in parts])
 
@@ -54,6 +55,11 @@ def _tau(config: Config) -> tuple[str, np.ndarray]:
     return name, TIMESTEPS[name](config.diffusion.alpha_bar(), config.train.sample_steps)
 
 
+def sampler_name(config: Config) -> str:
+    """How previews are drawn, in words."""
+    return f"S={config.train.sample_steps} {_tau(config)[0]}, eta=0"
+
+
 def save_preview(images: np.ndarray, path: Path, console: Console) -> None:
     """Write a grid of samples, in the first process only; a full disk does not end a training."""
     if jax.process_index():
@@ -64,21 +70,13 @@ def save_preview(images: np.ndarray, path: Path, console: Console) -> None:
         console.print(f"warning: {path} cannot be written ({error.strerror}); training goes on")
 
 
-def finish(
-    config: Config, state: TrainState, dataset: Dataset, draw: Draw, console: Console
-) -> None:
-    """Write the last sample grid, and print the Fréchet distance of raw pixels."""
-    out, count = Path(config.out), config.train.evaluate_images
-    images = draw(state.ema, max(count, config.train.sample_images))
-    save_preview(images[: config.train.sample_images], out / "samples.png", console)
+def finish(config: Config, state: TrainState, draw: Draw, quality: Any, console: Console) -> None:
+    """Write the last sample grid, and print the Fréchet distance if it was not measured before."""
+    out, few = Path(config.out), config.train.sample_images
+    count = config.train.evaluate_images if quality and not config.train.evaluate_every else 0
+    images = draw(state.ema, max(count, few))
+    save_preview(images[:few], out / "samples.png", console)
     console.print(f"trained to step {int(state.step)}; samples in {out / 'samples.png'}")
-    if min(count, dataset.size) > 1 and jax.process_index() == 0:
-        real = to_unit_range(dataset.read(np.arange(dataset.size)))
-        fake = to_unit_range(images[:count])
-        distance = frechet_distance(real.reshape(len(real), -1), fake.reshape(len(fake), -1))
-        console.print(
-            f"Fréchet distance, pixels in [-1, 1], {fake[0].size} dimensions, n={count:,} against "
-            f"{len(real):,} train images, S={config.train.sample_steps} {_tau(config)[0]}, eta=0: "
-            f"{distance:.3f}"
-        )
+    if count and jax.process_index() == 0:
+        console.print(f"{quality.label}: {quality.score(images[:count]):.3f}")
     console.print(f"sample with: python sample.py generate {shlex.quote(str(out))}")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from ddim_jax.evaluation import measure
-from ddim_jax.evaluation.features import Features, pixels
 from ddim_jax.evaluation.measure import open_reference
+from ddim_jax.features import Features, pixels
 from ddim_jax.metrics import Statistics
 
 PIXELS = Features("pixels", pixels, {"features": "pixels"})

@@ -1,7 +1,5 @@
 """Features of images, (N, D): raw pixels, a layer of a small classifier, or Inception's.
 
-    image ─ conv 3×3 ─ conv 3×3 /2 ─ conv 3×3 /2 ─ mean over positions ─ dense = features ─ classes
-
 Only distances on Inception's features are called FID and KID. Others bear their features' name.
 """
 
@@ -13,23 +11,21 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from ..devices import local_mesh
-from ..files import digest, whole
-from ..images import to_uint8, to_unit_range
-from ..metrics import STATISTICS
-from ..model.inception import FAMILIES, inception_features
-from ..model.inception_file import WEIGHTS, find_inception, load_inception
-from ..sampler import batch_program, in_batches
+from .devices import local_mesh
+from .files import digest, whole
+from .images import to_uint8, to_unit_range
+from .metrics import STATISTICS
+from .model.classifier import apply_classifier, initial_classifier
+from .model.inception import FAMILIES, inception_features
+from .model.inception_file import WEIGHTS, find_inception, load_inception
 from .progress import progress
-
-_WIDTH = 64
+from .sampler import batch_program, in_batches
 
 
 @dataclass(frozen=True)
@@ -67,6 +63,19 @@ class Features(NamedTuple):
     def label(self, statistic: str) -> str:
         """What a statistic of these features is called."""
         return self.labels.get(statistic, STATISTICS[statistic].label)
+
+
+MOST = 12_288  # dimensions of a covariance that is decomposed: the pixels of 64×64×3
+
+
+def check_covariance(shape: tuple[int, ...], remedy: str) -> None:
+    """Refuse features of a shape (N, D) whose covariance is too large to be decomposed."""
+    count, dimensions = shape
+    if min(shape) > MOST:
+        raise ValueError(
+            f"the reference has {count:,} images of {dimensions:,} features, whose covariance "
+            f"takes {8 * dimensions**2 / 1e9:.0f} GB; use {remedy}."
+        )
 
 
 def pixels(images: np.ndarray) -> np.ndarray:
@@ -167,39 +176,3 @@ def _classifier(directory: Path, channels: int) -> Features:
 
 def _in_range(images: np.ndarray) -> np.ndarray:
     return to_unit_range(images) if images.dtype == np.uint8 else images
-
-
-def initial_classifier(key: Any, channels: int, classes: int) -> dict[str, Any]:
-    """He initialisation; biases are 0."""
-    shapes = {"conv1": (3, 3, channels, 32), "conv2": (3, 3, 32, _WIDTH),
-              "conv3": (3, 3, _WIDTH, _WIDTH), "hidden": (_WIDTH, _WIDTH),
-              "out": (_WIDTH, classes)}  # fmt: skip
-    keys = jax.random.split(key, len(shapes))
-    return {
-        name: {
-            "kernel": jax.random.normal(k, shape, jnp.float32) * np.sqrt(2 / np.prod(shape[:-1])),
-            "bias": jnp.zeros(shape[-1]),
-        }
-        for k, (name, shape) in zip(keys, shapes.items(), strict=True)
-    }
-
-
-@jax.jit
-def apply_classifier(params: dict[str, Any], x: Any) -> tuple[Any, Any]:
-    """(features, scores of the classes)."""
-    for name, stride in (("conv1", 1), ("conv2", 2), ("conv3", 2)):
-        layer = params[name]
-        x = jax.lax.conv_general_dilated(
-            x,
-            layer["kernel"],
-            (stride, stride),
-            "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision="highest",
-        )
-        x = jax.nn.relu(x + layer["bias"].reshape(1, 1, 1, -1))
-    dense = partial(jnp.matmul, precision="highest")
-    features = jax.nn.relu(
-        dense(x.mean((1, 2)), params["hidden"]["kernel"]) + params["hidden"]["bias"].reshape(1, -1)
-    )
-    return features, dense(features, params["out"]["kernel"]) + params["out"]["bias"].reshape(1, -1)

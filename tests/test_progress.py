@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from ddim_jax.evaluation import progress
+from ddim_jax import progress
 
 
 def test_a_log_gets_a_line_every_half_minute(monkeypatch):
