@@ -40,11 +40,9 @@ from ..settings import at_least, check_ranges
 from .estimates import kept_estimates
 from .flags import DrawFlags
 from .grid import Cell, cells
+from .paper import RECONSTRUCTION, standard_errors
 from .source import Source
 from .tables import console_table, estimate, markdown
-
-CIFAR10 = {10: 0.014, 20: 0.0065, 50: 0.0023, 100: 0.0009, 200: 0.0004, 500: 0.0001, 1000: 0.0001}
-"""Table 2 of the paper: S → error on the CIFAR-10 test split."""
 
 _SHOWN = 16  # images in the PNG
 
@@ -77,7 +75,7 @@ def run(config: Config, console: Console) -> None:
     start = time.perf_counter()
     source = config.open()
     T = len(source.alpha_bar) - 1
-    default = tuple(S for S in CIFAR10 if S <= T) or (T,)
+    default = tuple(S for S in RECONSTRUCTION if S <= T) or (T,)
     steps = config.steps or default
     grid = cells(
         source.alpha_bar, [config.sigma], [config.timesteps], steps, [config.solver],
@@ -103,15 +101,17 @@ def run(config: Config, console: Console) -> None:
     save_rows(picture, directory / "reconstructions.png", ["original", *labels])
     device, seconds = f"{mesh.size} of {describe()}", time.perf_counter() - start
     resolved = {"out": directory, "steps": [cell.steps for cell in grid], "checkpoint": source.step}
+    comparable = _comparable(config, source, grid[0], split)
     results = [
-        {"steps": cell.steps, "mse": e.value, "margin": (e.high - e.low) / 2}
+        {"steps": cell.steps, "mse": e.value, "margin": (e.high - e.low) / 2,
+         "standard_errors_from_paper": _away(cell.steps, e) if comparable else None}
         for cell, e in zip(grid, errors, strict=True)
-    ]
+    ]  # fmt: skip
     report = {
         "settings": asdict(config) | resolved,
         "data": {"source": dataset.name, "split": split, "n": len(images)},
         "results": results,
-        "paper_cifar10": CIFAR10,
+        "paper_cifar10": RECONSTRUCTION,
         "versions": {"python": python_version(), "jax": jax.__version__, "numpy": np.__version__},
         "device": device,
         "precision": "float32",
@@ -120,30 +120,51 @@ def run(config: Config, console: Console) -> None:
     write(directory / "results.json", to_json(report, indent=2) + "\n")
     note = "" if split == config.split else f", since there is no {config.split} split"
     data = f"{len(images):,} images of {dataset.name} ({split} split{note})"
-    title = _title(config, source, grid[0], data, device)
-    table = _table(grid, errors)
+    title = _title(config, source, grid[0], data, device, comparable)
+    table = _table(grid, errors, comparable)
     write(directory / "table.md", f"{title}\n\n{markdown(table)}\n")
     console.print(console_table(title, table))
     console.print(f"{directory}: table.md, results.json, reconstructions.png; {seconds:.1f} s")
 
 
-def _title(config: Config, source: Source, cell: Cell, data: str, device: str) -> str:
+def _comparable(config: Config, source: Source, cell: Cell, split: str) -> bool:
+    """Whether this is the paper's measurement: deterministic DDIM at quadratic τ on CIFAR-10."""
+    data = (config.source or source.data.source, split)
+    sampler = (cell.sigma, cell.timesteps)
+    return (data, sampler) == (("cifar10", "test"), ("eta=0", "quadratic"))
+
+
+def _title(
+    config: Config, source: Source, cell: Cell, data: str, device: str, comparable: bool
+) -> str:
     where = "" if source.step is None else f", step {source.step}"
+    paper = (
+        "The last column is the paper's Table 2, and in brackets, how far from it in standard "
+        "errors of ours."
+        if comparable
+        else "The last column is another model on other data: the paper's Table 2."
+    )
     return (
         f"Reconstruction error of {source.name}{where}: {data}, seed {config.seed}, encoded and "
         f"decoded in S steps, {cell.timesteps} τ, {cell.sigma}, float32 on {device}. MSE per "
         "dimension of images in [0, 1] with a 95 % interval of the mean; reconstructions are not "
-        "clipped (in the picture they are). The last column is another model on other data: the "
-        "paper's Table 2."
+        f"clipped (in the picture they are). {paper}"
     )
 
 
-def _table(grid: Sequence[Cell], errors: Sequence[Interval]) -> list[list[str]]:
-    rows = [
-        [str(cell.steps), estimate(error._asdict()), str(CIFAR10.get(cell.steps, ""))]
-        for cell, error in zip(grid, errors, strict=True)
-    ]
+def _table(grid: Sequence[Cell], errors: Sequence[Interval], comparable: bool) -> list[list[str]]:
+    rows = []
+    for cell, error in zip(grid, errors, strict=True):
+        paper, away = str(RECONSTRUCTION.get(cell.steps, "")), _away(cell.steps, error)
+        beside = f"{paper} [{away:+.1f}]" if comparable and away is not None else paper
+        rows.append([str(cell.steps), estimate(error._asdict()), beside])
     return [["S", "MSE", "CIFAR-10, in the paper"], *rows]
+
+
+def _away(steps: int, error: Interval) -> float | None:
+    """How far from the paper in standard errors; None for an S that the paper does not have."""
+    paper = RECONSTRUCTION.get(steps)
+    return None if paper is None else standard_errors(error, paper)
 
 
 def round_trip(

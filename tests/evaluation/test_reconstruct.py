@@ -23,8 +23,13 @@ from ddim_jax import (
     trailing_timesteps,
     uniform_timesteps,
 )  # fmt: skip
+from ddim_jax.config import DataConfig
 from ddim_jax.evaluation import reconstruct
-from ddim_jax.evaluation.reconstruct import CIFAR10, reconstruction_errors, round_trip
+from ddim_jax.evaluation.grid import cells
+from ddim_jax.evaluation.paper import RECONSTRUCTION
+from ddim_jax.evaluation.reconstruct import reconstruction_errors, round_trip
+from ddim_jax.evaluation.source import oracle_source
+from ddim_jax.metrics import Interval
 from tests.evaluation import write_odd_run
 
 
@@ -102,6 +107,26 @@ def test_the_interval_covers_the_mean_95_times_in_100():
     assert 0.92 < covered / 400 < 0.975
 
 
+def test_the_papers_table_2_stands_beside_ours_in_standard_errors(alpha_bar):
+    grid = cells(alpha_bar, ["eta=0"], [""], (10, 12))
+    errors = [Interval(0.015, 0.015 - 0.00196, 0.015 + 0.00196)] * 2
+    assert [row[2] for row in reconstruct._table(grid, errors, True)[1:]] == ["0.014 [+1.0]", ""]
+    assert [row[2] for row in reconstruct._table(grid, errors, False)[1:]] == ["0.014", ""]
+    config, source = reconstruct.Config(oracle="digits"), oracle_source("digits")
+    paper = source._replace(data=DataConfig("cifar10"))
+    (uniform,) = cells(alpha_bar, ["eta=0"], ["uniform"], (10,))
+    (noisy,) = cells(alpha_bar, ["eta=1"], [""], (10,))
+    (second,) = cells(alpha_bar, ["eta=0"], [""], (10,), ["adams=2"])
+    comparable = [
+        reconstruct._comparable(config, of, cell, split)
+        for of, cell, split in (
+            (paper, grid[0], "test"), (source, grid[0], "test"), (paper, grid[0], "train"),
+            (paper, uniform, "test"), (paper, noisy, "test"), (paper, second, "test"),
+        )
+    ]  # fmt: skip
+    assert comparable == [True, *[False] * 5]
+
+
 # ---- the command
 
 
@@ -171,7 +196,7 @@ def test_a_model_of_v_with_classes_and_few_steps_takes_its_defaults(odd_run, com
     )
     assert (status, err) == (0, "")
     results = json.loads((odd_run / "reconstruction" / "results.json").read_text())["results"]
-    assert [result["steps"] for result in results] == [S for S in CIFAR10 if S <= 20]
+    assert [result["steps"] for result in results] == [S for S in RECONSTRUCTION if S <= 20]
     assert results[1]["mse"] < results[0]["mse"]
 
 
