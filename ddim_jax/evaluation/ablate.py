@@ -25,7 +25,7 @@ from .flags import DrawFlags
 from .grid import Cell, cells, concerns
 from .image_sets import ImageSet, check_recipe, check_shapes, open_images
 from .likelihood import elbo_metrics
-from .measure import change, differences, exact_labels, measure_cells, open_reference
+from .measure import change, differences, exact_labels, few_images, measure_cells, open_reference
 from .measure import entry as cell_entry
 from .paper import STEPS
 from .source import Source
@@ -97,13 +97,14 @@ def run(config: Config, console: Console) -> None:
     )  # fmt: skip
     baseline = _baseline(config.baseline, grid)
     warnings = concerns(source.alpha_bar, source.kind, grid)
-    for warning in warnings:
-        console.print(f"warning: {warning}")
     # All that can be refused is refused before the first image is drawn.
     features = load_features(config, source.directory, source.image_shape[-1], console)
     reference = open_reference(
         _images(config, source, features), features, source.directory / "ablations" / "reference"
     )
+    warnings += few_images(config.num_images, reference.points["frechet"].shape[1])
+    for warning in warnings:
+        console.print(f"warning: {warning}")
     drawing = Drawing(
         source, config.seed, config.num_images, full_batch(config.batch_size),
         config.labels(source), config.guidance,

@@ -14,9 +14,9 @@ import tyro
 from rich.console import Console
 
 from ..devices import describe, full_batch
-from ..features import FeatureFlags, Features, kept_features, load_features
+from ..features import FeatureFlags, Features, check_covariance, kept_features, load_features
 from ..files import digest, make_directory
-from ..metrics import STATISTICS, Points, Statistics, interval, save_statistics
+from ..metrics import STATISTICS, Points, Statistics, save_statistics
 from ..settings import Range
 from .cells import Drawing, draw_cells
 from .flags import SamplerFlags
@@ -74,6 +74,11 @@ def run(config: Config, console: Console) -> None:
         check_recipe(reference, features.recipe)
         if config.features != "inception":
             check_shapes(ImageSet(samples.name, images), reference)
+    if not features.kept:
+        D = int(np.prod(images.shape[1:]))
+        sizes = [len(reference.images)] if reference and reference.images is not None else []
+        for size in [*sizes, *([D] if config.save_statistics else [])]:
+            check_covariance((size, D), "--features inception, or fewer images in --against")
     kept = kept_features(features, lambda: images, samples.content, samples.place)
     points, about = Points(kept), f"{count:,} images, {samples.name}"
     if config.save_statistics and jax.process_index() == 0:
@@ -87,7 +92,7 @@ def run(config: Config, console: Console) -> None:
     for name, statistic in STATISTICS.items():
         if reference.images is not None or name == "frechet":
             spread = statistic.method(statistic.function, target, points)
-            rows.append([features.label(name), estimate(interval(spread)._asdict())])
+            rows.append([features.label(name), estimate(statistic.interval(spread)._asdict())])
     console.print(console_table(f"{features.name}, 95 % intervals", rows))
     console.print(f"images: {about}")
     many = f"{target.shape[0]:,}" if target.shape[0] else "an unknown number of"
@@ -97,7 +102,9 @@ def run(config: Config, console: Console) -> None:
             f"warning: {reference.name} does not say its features; that they are those of "
             f"{features.name} is assumed"
         )
-    recipe = ", ".join(f"{key} {value}" for key, value in features.recipe.items())
+    recipe = ", ".join(
+        value if key == "features" else f"{key} {value}" for key, value in features.recipe.items()
+    )
     console.print(f"features: {recipe}")
 
 

@@ -2,11 +2,13 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..diffusion.reverse import StepTable, step_table
+from ..diffusion.solvers import Solver
 from .estimates import Estimates
 from .grammar import Family, Times, parse_sigma, parse_solver, parse_timesteps
 
@@ -39,20 +41,17 @@ def cells(
     τ is "" for the default: quadratic, the paper's for CIFAR-10, or trailing, which visits T, where
     ᾱ_T = 0. `estimates` gives those of the model, if a σ or τ needs them.
     """
-    made = []
     default = "trailing" if alpha_bar[-1] == 0 else "quadratic"
     axes = itertools.product(
-        [parse_timesteps(name or default, estimates) for name in timesteps],
+        _named_apart(parse_timesteps, [name or default for name in timesteps], estimates),
         map(parse_solver, solvers),
-        [parse_sigma(text, estimates) for text in sigmas],
+        _named_apart(parse_sigma, sigmas, estimates),
     )
-    for times, (solver_name, solver), family in axes:
-        label = times.name if solver_name == "first" else f"{times.name} {solver_name}"
-        for count in _lengths(family, times, steps):
-            tau = times.choose(alpha_bar, count)
-            table = step_table(alpha_bar, tau, family.schedule, solver, allow_repeats=times.repeats)
-            name = f"{family.name} {label} S={count}"
-            made.append(Cell(name, family.name, label, count, table, family.rederive, solver_name))
+    made = [
+        _cell(alpha_bar, family, times, solver, count)
+        for times, solver, family in axes
+        for count in _lengths(family, times, steps)
+    ]
     names = [cell.name for cell in made]
     for name in names:
         if names.count(name) > 1:
@@ -61,6 +60,31 @@ def cells(
                 "--solver and --timesteps once, or a LABEL= to distinguish two σ of one name."
             )
     return made
+
+
+def _cell(
+    alpha_bar: np.ndarray, family: Family, times: Times, solver: tuple[str, Solver], count: int
+) -> Cell:
+    label = times.name if solver[0] == "first" else f"{times.name} {solver[0]}"
+    name = f"{family.name} {label} S={count}"
+    tau = times.choose(alpha_bar, count)
+    try:
+        table = step_table(alpha_bar, tau, family.schedule, solver[1], allow_repeats=times.repeats)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    return Cell(name, family.name, label, count, table, family.rederive, solver[0])
+
+
+def _named_apart(parse: Callable[..., Any], texts: Iterable[str], estimates: Any) -> list[Any]:
+    """What the texts name; files of one base name are called by their whole paths."""
+    found = [(text, parse(text, estimates)) for text in texts]
+    names = [made.name for _, made in found]
+    return [
+        made._replace(name=text)
+        if names.count(made.name) > 1 and Path(text).name == made.name
+        else made
+        for text, made in found
+    ]
 
 
 def concerns(alpha_bar: np.ndarray, kind: str, cells: Iterable[Cell]) -> list[str]:

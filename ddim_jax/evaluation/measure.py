@@ -26,7 +26,6 @@ from ..metrics import (
     Spread,
     Statistics,
     difference,
-    interval,
     mean_interval,
     paired_differences,
 )
@@ -60,13 +59,25 @@ def open_reference(
     if isinstance(images, Statistics):
         return Reference({"frechet": Points(images)}, digest(*images, features.identity))
     images = images[np.random.default_rng(0).permutation(len(images))]
+    if not features.kept:  # their features take far more memory than the images
+        shape = len(images), int(np.prod(images.shape[1:]))
+        check_covariance(shape, f"--features inception, or --against up to {MOST:,} images")
     content = digest(images)
     points = Points(kept_features(features, lambda: images, content, directory))
-    check_covariance(points.shape, f"--features inception, or --against up to {MOST:,} images")
     few = points.shape[0] <= _NEIGHBOURS
     part = points if few else Points(points.features[:_NEIGHBOURS])
     against = {name: points if name == "frechet" else part for name in STATISTICS}
     return Reference(against, digest(content, features.identity))
+
+
+def few_images(count: int, dimensions: int) -> list[str]:
+    """A warning where samples are fewer than dimensions."""
+    if count >= dimensions:
+        return []
+    return [
+        f"n = {count:,} is less than the {dimensions:,} dimensions of the features: most of a "
+        "Fréchet distance is then bias, which falls with n; compare only equal n"
+    ]
 
 
 def measure_cells(
@@ -107,7 +118,7 @@ def entry(source: Source, cell: Cell, drawn: Drawn, spreads: dict[str, Spread]) 
         "steps": cell.steps,
         "solver": cell.solver,
         "metrics": exact_parts(source, cell)
-        | {name: _as_dict(interval(spread)) for name, spread in spreads.items()},
+        | {name: _as_dict(STATISTICS[name].interval(s)) for name, s in spreads.items()},
         "seconds": drawn.seconds,
         "network_calls": int(np.sum(cell.table.active)),
         "schedule": {name: np.asarray(getattr(cell.table, name)).tolist() for name in _RECORDED},

@@ -117,7 +117,7 @@ def _beside(cell: dict[str, Any] | None, sigma: str, steps: int) -> str:
 def standard_errors(ours: Interval, published: float) -> float:
     """How far a 95 % interval's value is from a published one, in its own standard errors.
 
-    >>> standard_errors(Interval(2.0, 2.0 - 1.959964, 2.0 + 1.959964), 1.5)
+    >>> round(standard_errors(Interval(2.0, 2.0 - 1.959964, 2.0 + 1.959964), 1.5), 6)
     0.5
     """
     error = (ours.high - ours.low) / 2 / 1.959964

@@ -27,6 +27,8 @@ def estimate(parts: dict[str, Any] | None) -> str:
 
     >>> estimate({"value": 0.56045, "low": 0.4704, "high": 0.6505})
     '0.560 ± 0.090'
+    >>> estimate({"value": 0.98, "low": 0.93, "high": 1.0})  # a share cannot be above 1
+    '0.980 +0.020 −0.050'
     >>> estimate({"value": 2.0}), estimate(None)
     ('2.000', '–')
     """
@@ -42,6 +44,8 @@ def estimate(parts: dict[str, Any] | None) -> str:
     decimals = max(0, 1 - floor(log10(margin)))
     if decimals > 6 or abs(value) >= 1e6:
         return f"{value:.3e} ± {margin:.1e}"
+    if (low == 0 or high == 1) and abs(high + low - 2 * value) > 1e-6 * margin:
+        return f"{value:.{decimals}f} +{high - value:.{decimals}f} −{value - low:.{decimals}f}"
     return f"{value:.{decimals}f} ± {margin:.{decimals}f}"
 
 
@@ -62,7 +66,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 _TEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "±": r"$\pm$", MISSING: "--", **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+    "±": r"$\pm$", "−": "$-$", MISSING: "--", **{letter: f"\\{letter}" for letter in "&%$#_{}"},
 }  # fmt: skip
 
 

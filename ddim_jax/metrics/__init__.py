@@ -27,15 +27,23 @@ class Statistic(NamedTuple):
     function: Callable[..., Any]
     method: Callable[..., Spread]
     larger_is_better: bool = False
+    is_share: bool = False
+
+    def interval(self, spread: Spread) -> Interval:
+        """The 95 % interval, of which nothing is outside [0, 1] if the statistic is a share."""
+        whole = interval(spread)
+        if not self.is_share:
+            return whole
+        return whole._replace(low=max(whole.low, 0.0), high=min(whole.high, 1.0))
 
 
 STATISTICS: dict[str, Statistic] = {
     "frechet": Statistic("Fréchet distance", frechet_distance, jackknife),
     "kernel": Statistic("kernel distance", kernel_distance, jackknife),
-    "precision": Statistic("precision (k=3)", precision, jackknife, True),
-    "recall": Statistic("recall (k=3)", recall, half_samples, True),
+    "precision": Statistic("precision (k=3)", precision, jackknife, True, True),
+    "recall": Statistic("recall (k=3)", recall, half_samples, True, True),
     "density": Statistic("density (k=5)", density, jackknife, True),
-    "coverage": Statistic("coverage (k=5)", coverage, half_samples, True),
+    "coverage": Statistic("coverage (k=5)", coverage, half_samples, True, True),
 }
 
 __all__ = [

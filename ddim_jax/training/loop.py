@@ -214,7 +214,7 @@ def _run(
             window.append(metrics)
             # The host reads from the device only when something is due; otherwise it runs ahead.
             last = done == settings.steps
-            due = settings.evaluate_every and (last or done % settings.evaluate_every == 0)
+            due = settings.evaluate_every > 0 and (last or done % settings.evaluate_every == 0)
             log = last or due or done % settings.log_every == 0
             halt = any_process(stop, log)
             save = last or halt or done % settings.checkpoint_every == 0

@@ -55,7 +55,9 @@ def check_run(config, out, command, directory):
     assert load_config(run / "config.json") == saved == config
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
     assert [path.name for path in (run / "samples").iterdir()] == ["step_0000002.png"]
-    assert re.search(r"step 3/3  loss \d\.\d+  [\d,]+ images/s  \d:\d\d:\d\d left", out)
+    assert re.search(
+        r"step 3/3  loss \d\.\d+  validation loss \d\.\d+  [\d,]+ images/s  \d:\d\d:\d\d left", out
+    )
 
     # For the same seed, S and batch.
     again = directory / "again.png"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddim_jax import features
 from ddim_jax.files import file_sha256
 from ddim_jax.metrics import frechet_distance, load_recipe, load_statistics
 from ddim_jax.model.inception import inception_features
@@ -40,6 +41,20 @@ def values(out):
     return {label.strip(): tuple(map(float, text.split("±"))) for label, text in rows}
 
 
+def test_pixels_that_are_too_many_are_refused(command, pictures, monkeypatch, tmp_path):
+    monkeypatch.setattr(features, "MOST", 11)
+    place, _, _ = pictures
+    flags = [place / "fake.npz", "--against", place / "real.npz"]
+    status, _, err = command("sample", "evaluate", *flags)
+    assert status == 1
+    assert "the reference has 12 images of 192 features, whose covariance takes" in err
+    monkeypatch.setattr(features, "MOST", 100)
+    status, _, err = command("sample", "evaluate", *flags, "--save-statistics", tmp_path / "s.npz")
+    assert "images of 192 features" in err
+    assert not (tmp_path / "s.npz").exists()
+    assert command("sample", "evaluate", *flags)[0] == 0
+
+
 def test_pixels_of_an_npz_a_folder_and_a_data_set(command, pictures):
     place, real, fake = pictures
     outputs = []
@@ -56,7 +71,7 @@ def test_pixels_of_an_npz_a_folder_and_a_data_set(command, pictures):
     assert status == 0
     assert "images: 360 images, digits test" in out
     assert "reference: digits train, 1,437 images" in out
-    assert len(values(out)) == 6
+    assert sum(" ± " in line or " −" in line for line in out.splitlines()) == 6
 
 
 def test_inception_statistics_of_both_families(command, pictures, weights, tmp_path, monkeypatch):
@@ -70,12 +85,12 @@ def test_inception_statistics_of_both_families(command, pictures, weights, tmp_p
     )
     assert (status, err) == (0, "")
     params = load_inception(path, sha256)
-    features = jax.jit(inception_features)
-    of_real, of_fake = (np.asarray(features(params, x), float) for x in (real, fake))
+    extract = jax.jit(inception_features)
+    of_real, of_fake = (np.asarray(extract(params, x), float) for x in (real, fake))
     recipe = {"features": "Inception", "family": "tf1", "weights": sha256}
     assert recipe.items() <= load_recipe(saved).items()
     mean, covariance, count = load_statistics(saved)
-    np.testing.assert_allclose(mean, of_real.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(mean, of_real.mean(0), rtol=1e-4, atol=1e-6)
     assert (covariance.shape, count) == ((2048, 2048), 12)
     outputs = []
     for reference in (place / "real.npz", saved):
@@ -83,7 +98,7 @@ def test_inception_statistics_of_both_families(command, pictures, weights, tmp_p
             "sample", "evaluate", place / "fake.npz", "--against", reference, *flags
         )
         assert (status, err) == (0, "")
-        assert f"features Inception, family tf1, weights {sha256}" in out
+        assert f"features: Inception, family tf1, weights {sha256}" in out
         assert "FID" not in out  # these weights are not the published ones
         outputs.append(values(out))
     distance = frechet_distance(of_real, of_fake)

@@ -253,3 +253,25 @@ def test_an_error_in_the_users_own_file_names_its_line(alpha_bar, code, sentence
     with pytest.raises(ValueError, match=sentence) as error:
         cells(alpha_bar, ("bad.py:late",), ("uniform",), (4,))
     assert "\n" not in str(error.value)
+
+
+def test_files_of_one_base_name_keep_apart_and_a_message_names_the_sigma(alpha_bar, tmp_path):
+    for place, value in (("a", 0.0), ("b", 0.01)):
+        (tmp_path / place).mkdir()
+        np.save(tmp_path / place / "s.npy", [value, 0.0, 0.0, 0.0])
+    a, b = (str(tmp_path / place / "s.npy") for place in "ab")
+    found = cells(alpha_bar, [a, b], ["uniform"], (4,))
+    assert [cell.sigma for cell in found] == [a, b]
+    assert [cell.table.sigma[0] for cell in found] == [0.0, 0.01]
+    assert cells(alpha_bar, [a], ["uniform"], (4,))[0].sigma == "s.npy"
+    assert [cell.sigma for cell in cells(alpha_bar, ["x=" + a, b], ["uniform"], (4,))] == [
+        "x", "s.npy",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="is asked for twice"):
+        cells(alpha_bar, [a, a], ["uniform"], (4,))
+    with pytest.raises(ValueError, match=r"^eta=9 uniform S=4: row \d .* sigma is"):
+        cells(alpha_bar, ["eta=0", "eta=9"], ["uniform"], (4,))
+    for place, times in (("a", [1, 5]), ("b", [1, 9])):
+        (tmp_path / place / "t.json").write_text(json.dumps(times))
+    texts = [str(tmp_path / place / "t.json") for place in "ab"]
+    assert [cell.timesteps for cell in cells(alpha_bar, ["eta=0"], texts, ())] == texts

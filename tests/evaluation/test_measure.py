@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ddim_jax.evaluation import measure
-from ddim_jax.evaluation.measure import open_reference
+from ddim_jax import features
+from ddim_jax.evaluation.measure import few_images, open_reference
 from ddim_jax.features import Features, pixels
 from ddim_jax.metrics import Statistics
 
@@ -30,8 +30,13 @@ def test_statistics_are_enough_for_frechet_alone(tmp_path):
 
 
 def test_a_covariance_that_no_memory_holds_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(measure, "_DIMENSIONS", 5)
+    monkeypatch.setattr(features, "MOST", 5)
     images = np.zeros((7, 1, 6, 1), np.uint8)
     with pytest.raises(ValueError, match=r"7 images of 6 features, .* use --features inception"):
         open_reference(images, PIXELS, tmp_path)
     assert open_reference(images[:5], PIXELS, tmp_path).points["frechet"].shape == (5, 6)
+
+
+def test_fewer_samples_than_dimensions_are_warned_of():
+    assert few_images(64, 64) == []
+    assert "n = 512 is less than the 2,048 dimensions" in few_images(512, 2048)[0]

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from ddim_jax import metrics
 from ddim_jax.metrics import (
     Points,
+    Spread,
     bootstrap,
     bootstrap_difference,
     coverage,
@@ -205,3 +207,14 @@ def test_refusals():
             mean_interval(values)
     with pytest.raises(ValueError, match=r"k is 4 for 4 points \(half"):
         bootstrap(partial(recall, k=4), x, x)
+
+
+def test_the_interval_of_a_share_ends_at_0_and_1():
+    for value, name, expected in (
+        (0.99, "recall", (0.9704, 0.99, 1.0)),
+        (0.01, "coverage", (0.0, 0.01, 0.0296)),
+        (1.5, "density", (1.4804, 1.5, 1.5196)),
+        (0.01, "frechet", (-0.0096, 0.01, 0.0296)),
+    ):
+        ends = metrics.STATISTICS[name].interval(Spread(value, np.array([0.01]), np.zeros(0)))
+        assert (ends.low, ends.value, ends.high) == pytest.approx(expected, abs=1e-4)

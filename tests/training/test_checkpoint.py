@@ -153,10 +153,10 @@ def test_the_best_stays_beside_the_newest(tmp_path):
     losses = {1: 0.9, 2: 0.3, 3: 0.5, 4: 0.6, 5: 0.4}
     with checkpoints(tmp_path, keep=1) as manager:
         for step, loss in losses.items():
-            save_checkpoint(manager, small_state(step), Config(), loss)
+            save_checkpoint(manager, small_state(step), Config(), {"validation_loss": loss})
     assert kept(tmp_path) == [2, 5]
     with checkpoints(tmp_path, keep=1) as manager:  # another process remembers which was the best
-        save_checkpoint(manager, small_state(6), Config(), 0.7)
+        save_checkpoint(manager, small_state(6), Config(), {"validation_loss": 0.7})
     assert kept(tmp_path) == [2, 6]
     steps = [load_run_config(tmp_path, which)[1] for which in ("latest", "best", "2", 6)]
     assert steps == [6, 2, 2, 6]
