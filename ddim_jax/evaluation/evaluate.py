@@ -22,6 +22,7 @@ from .cells import Drawing, draw_cells
 from .flags import SamplerFlags
 from .grid import concerns
 from .image_sets import ImageSet, check_recipe, check_shapes, open_images
+from .measure import measurable
 from .tables import console_table, estimate
 
 
@@ -89,10 +90,11 @@ def run(config: Config, console: Console) -> None:
         return
     target = _reference_points(reference, features)
     rows = [["", f"n={count:,}"]]
-    for name, statistic in STATISTICS.items():
-        if reference.images is not None or name == "frechet":
-            spread = statistic.method(statistic.function, target, points)
-            rows.append([features.label(name), estimate(statistic.interval(spread)._asdict())])
+    names = ["frechet"] if reference.images is None else measurable(len(reference.images))
+    for name in names:
+        statistic = STATISTICS[name]
+        spread = statistic.method(statistic.function, target, points)
+        rows.append([features.label(name), estimate(statistic.interval(spread)._asdict())])
     console.print(console_table(f"{features.name}, 95 % intervals", rows))
     console.print(f"images: {about}")
     many = f"{target.shape[0]:,}" if target.shape[0] else "an unknown number of"

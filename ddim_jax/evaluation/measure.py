@@ -35,6 +35,7 @@ from .grid import Cell
 from .source import Source
 
 _SOURCES = sorted((Path(__file__).parent.parent / "metrics").glob("*.py"))
+_LEAST = {"precision": 4, "density": 6, "coverage": 6}  # reference images: k + 1
 _NEIGHBOURS = 10_000  # reference images for all statistics but the Fréchet distance
 _RECORDED = (
     "t", "s", "alpha_bar_t", "sigma", "noise", "x_0_correction", "epsilon_correction",
@@ -64,10 +65,20 @@ def open_reference(
         check_covariance(shape, f"--features inception, or --against up to {MOST:,} images")
     content = digest(images)
     points = Points(kept_features(features, lambda: images, content, directory))
+    names = measurable(len(images))
     few = points.shape[0] <= _NEIGHBOURS
     part = points if few else Points(points.features[:_NEIGHBOURS])
-    against = {name: points if name == "frechet" else part for name in STATISTICS}
+    against = {name: points if name == "frechet" else part for name in names}
     return Reference(against, digest(content, features.identity))
+
+
+def measurable(count: int) -> list[str]:
+    """The statistics that a reference of `count` images allows: a ball needs k neighbours in it."""
+    if count < 2:
+        raise ValueError(
+            f"the reference has {count} image; measuring needs 2 or more: use --against."
+        )
+    return [name for name in STATISTICS if count >= _LEAST.get(name, 2)]
 
 
 def few_images(count: int, dimensions: int) -> list[str]:

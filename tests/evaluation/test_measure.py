@@ -6,7 +6,7 @@ import pytest
 from ddim_jax import features
 from ddim_jax.evaluation.measure import few_images, open_reference
 from ddim_jax.features import Features, pixels
-from ddim_jax.metrics import Statistics
+from ddim_jax.metrics import STATISTICS, Points, Statistics
 
 PIXELS = Features("pixels", pixels, {"features": "pixels"})
 
@@ -40,3 +40,19 @@ def test_a_covariance_that_no_memory_holds_is_refused(tmp_path, monkeypatch):
 def test_fewer_samples_than_dimensions_are_warned_of():
     assert few_images(64, 64) == []
     assert "n = 512 is less than the 2,048 dimensions" in few_images(512, 2048)[0]
+
+
+@pytest.mark.parametrize(
+    ("count", "left_out"), [(2, {"precision", "density", "coverage"}), (4, {"density", "coverage"}),
+                            (6, set())],
+)  # fmt: skip
+def test_a_handful_of_images_is_measured_by_what_they_allow(tmp_path, count, left_out):
+    images = np.random.default_rng(0).integers(0, 256, (count, 2, 2, 1), np.uint8)
+    reference = open_reference(images, PIXELS, tmp_path)
+    assert STATISTICS.keys() - reference.points.keys() == left_out
+    samples = Points(np.random.default_rng(1).normal(size=(8, 4)))
+    for name, points in reference.points.items():
+        spread = STATISTICS[name].method(STATISTICS[name].function, points, samples)
+        assert np.isfinite(STATISTICS[name].interval(spread)).all()
+    with pytest.raises(ValueError, match="the reference has 1 image; measuring needs 2"):
+        open_reference(images[:1], PIXELS, tmp_path)
