@@ -43,7 +43,7 @@ def test_fewer_samples_than_dimensions_are_warned_of():
 
 
 @pytest.mark.parametrize(
-    ("count", "left_out"), [(2, {"precision", "density", "coverage"}), (4, {"density", "coverage"}),
+    ("count", "left_out"), [(3, {"precision", "density", "coverage"}), (4, {"density", "coverage"}),
                             (6, set())],
 )  # fmt: skip
 def test_a_handful_of_images_is_measured_by_what_they_allow(tmp_path, count, left_out):
