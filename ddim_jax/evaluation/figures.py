@@ -63,9 +63,8 @@ def _title(cell: Cell) -> str:
 
 def draw_figures(results: dict[str, Any], grid: Grid) -> dict[str, tuple[str, bytes]]:
     """Caption and PNG of each figure; solvers and corrections only where there are any."""
-    key = (
-        "w2_covariance" if "w2_covariance" in results["metrics"] else next(iter(results["metrics"]))
-    )
+    known = results["metrics"]
+    key = next(name for name in ("w2_covariance", "frechet", *known) if name in known)
     figures = {
         "metrics": _metrics_figure(results, grid),
         "solvers": _solvers_figure(results, grid, key),
