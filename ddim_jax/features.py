@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -48,6 +48,8 @@ class Features(NamedTuple):
     name: str
     extract: Callable[[np.ndarray], np.ndarray]
     recipe: dict[str, str]  # all that a feature depends on
+    traced: Callable[[Any, Any], Any]  # (params, images in [−1, 1]) → (N, D), for gradients
+    params: Any = None
     labels: Mapping[str, str] = MappingProxyType({})  # what the field calls a statistic of them
 
     @property
@@ -83,6 +85,11 @@ def pixels(images: np.ndarray) -> np.ndarray:
     return _in_range(images).reshape(len(images), -1).astype(np.float64)
 
 
+def flat(params: None, images: Any) -> Any:
+    """Images in [−1, 1] as rows; no parameters are needed."""
+    return images.reshape(len(images), -1)
+
+
 def classifier_path(directory: Path) -> Path:
     """The path of the classifier of a source's data."""
     return directory / "ablations" / "classifier.npz"
@@ -114,7 +121,7 @@ def load_features(
         return _inception(flags, console)
     if flags.features == "classifier":
         return _classifier(directory, channels)
-    return Features("pixels", pixels, {"features": "pixels in [-1, 1]"})
+    return Features("pixels", pixels, {"features": "pixels in [-1, 1]"}, flat)
 
 
 def _inception(flags: FeatureFlags, console: Console) -> Features:
@@ -145,7 +152,11 @@ def _inception(flags: FeatureFlags, console: Console) -> Features:
     name = f"Inception {flags.family}" + ("" if published else f" with weights {sha256[:8]}")
     labels = {"frechet": "FID", "kernel": "KID"} if published else {}
     recipe = {"features": "Inception", "family": flags.family, "weights": sha256}
-    return Features(name, extract, recipe, labels)
+
+    def traced(params: Any, images: Any) -> Any:
+        return inception_features(params, (images + 1) * 127.5, family=flags.family)
+
+    return Features(name, extract, recipe, traced, params, labels)
 
 
 def _classifier(directory: Path, channels: int) -> Features:
@@ -171,7 +182,10 @@ def _classifier(directory: Path, channels: int) -> Features:
         layers = [apply_classifier(params, _in_range(part))[0] for part in parts]
         return np.concatenate([np.asarray(layer, np.float64) for layer in layers])
 
-    return Features("classifier", extract, {"features": "classifier", "weights": digest(*leaves)})
+    recipe = {"features": "classifier", "weights": digest(*leaves)}
+    return Features(
+        "classifier", extract, recipe, lambda *given: apply_classifier(*given)[0], params
+    )
 
 
 def _in_range(images: np.ndarray) -> np.ndarray:

@@ -13,11 +13,15 @@ The state is x_{t_0}, …, x_{t_{K−1}}, newest first. A step shifts it and put
 Means are (D,) or an image of D elements, covariances (D, D). Everything is NumPy float64.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float64
 
+from .forward import direction_scale
 from .reverse import StepTable, stack_tables
 from .types import Numbers
 
@@ -43,35 +47,93 @@ def propagate_gaussian(
     [[0.991]]
     """
     mu, eigenvalues, vectors = decompose(mean, covariance)
-    center, bars = mu @ vectors, np.asarray(alpha_bar, np.float64)
+    center = mu @ vectors
     # Stacked, both corrections have the same K.
     rows = StepTable(*(np.asarray(leaf[0], np.float64) for leaf in stack_tables([table])))
-    order = rows.x_0_correction.shape[1]
-    # The moments of the state in each eigendirection, and √ᾱ, p and q at its times.
-    D, K = len(mu), max(order, 1)
-    m, P = np.zeros((D, K)), np.zeros((D, K, K))
-    P[:, 0, 0] = 1
-    signal, p, q = np.zeros(K), np.zeros((D, K)), np.zeros((D, K))
-    shift = np.eye(K, k=-1)
+    bars = np.asarray(alpha_bar, np.float64)[rows.t.astype(int)]
+    root = np.sqrt(np.maximum(1 - rows.alpha_bar_s - rows.sigma**2, 0))
+    state = _start(np, len(mu), max(1, rows.x_0_correction.shape[1]))
     for i in np.flatnonzero(rows.active):
-        a_t, a_s = bars[int(rows.t[i])], rows.alpha_bar_s[i]
-        c = a_t * eigenvalues + 1 - a_t
-        signal, p, q = shift @ signal, p @ shift.T, q @ shift.T
-        signal[0], p[:, 0], q[:, 0] = (
-            np.sqrt(a_t),
-            np.sqrt(a_t) * eigenvalues / c,
-            np.sqrt(1 - a_t) / c,
-        )
-        direction = np.sqrt(max(1 - a_s - rows.sigma[i] ** 2, 0.0))
-        a, e = rows.x_0_correction[i], rows.epsilon_correction[i]
-        step = np.tile(shift, (D, 1, 1))
-        step[:, 0, :order] = a * p[:, :order] + e * q[:, :order]
-        step[:, 0, 0] += np.sqrt(a_s) * p[:, 0] + direction * q[:, 0]
-        m = (step @ m[:, :, None])[:, :, 0]
-        m[:, 0] += (np.sqrt(a_s) + a.sum() - step[:, 0] @ signal) * center
-        P = step @ P @ step.swapaxes(1, 2)
-        P[:, 0, 0] += rows.noise[i] ** 2
-    return Moments(vectors @ m[:, 0], (vectors * P[:, 0, 0]) @ vectors.T)
+        row = StepTable(*(leaf[i] for leaf in rows))._replace(alpha_bar_t=bars[i])
+        state = _advance(np, state, row, root[i], eigenvalues, center)
+    m, P = state[0][:, 0], state[1][:, 0, 0]
+    return Moments(vectors @ m, (vectors * P) @ vectors.T)
+
+
+class GaussianErrors(NamedTuple):
+    """W2² of the sampler's output to the data in its two parts, and KL(output ‖ data) in nats."""
+
+    mean: Any
+    covariance: Any
+    kl: Any
+
+
+def gaussian_errors(
+    mean: Numbers, covariance: Numbers, alpha_bar: Numbers
+) -> Callable[[StepTable], GaussianErrors]:
+    """A function of a table: how far `propagate_gaussian` is from the data.
+
+    The table may be traced, and is differentiable by σ, noise and corrections. It has no repeats,
+    and both corrections have one K. Output and data share their eigenvectors, so W2² is
+    (m − μ)² + (√P − √λ)², summed.
+
+    >>> from ddim_jax import eta, step_table
+    >>> errors = gaussian_errors([0.0], [[1.0]], [1.0, 0.64])
+    >>> round(float(errors(step_table([1.0, 0.64], [1], eta(0.0))).covariance), 4)  # (0.8 − 1)²
+    0.04
+    """
+    mu, eigenvalues, vectors = decompose(mean, covariance)
+    center, bars = mu @ vectors, np.asarray(alpha_bar, np.float64)
+
+    def errors(table: StepTable) -> GaussianErrors:
+        K = max(1, *(leaf.shape[1] for leaf in table[-2:]))
+        rows = StepTable(*map(jnp.asarray, table))
+        rows = rows._replace(alpha_bar_t=jnp.asarray(bars)[rows.t])
+        root = direction_scale(rows.alpha_bar_s, rows.sigma)
+        values, data = (jnp.asarray(part, rows.noise.dtype) for part in (eigenvalues, center))
+
+        def step(state, inputs):
+            row, below = inputs
+            return _advance(jnp, state, row, below, values, data), None
+
+        start = jax.tree.map(lambda leaf: jnp.asarray(leaf, data.dtype), _start(np, len(mu), K))
+        (m, P, *_), _ = jax.lax.scan(step, start, (rows, root))
+        offset, variance = m[:, 0] - data, P[:, 0, 0]
+        spread = jnp.sum((jnp.sqrt(variance) - jnp.sqrt(values)) ** 2)
+        ratio = variance / values
+        kl = 0.5 * jnp.sum(ratio - 1 - jnp.log(ratio) + offset**2 / values)
+        return GaussianErrors(jnp.sum(offset**2), spread, kl)
+
+    return errors
+
+
+def _start(xp: Any, D: int, K: int) -> tuple[Any, ...]:
+    """In each eigendirection the moments of the state (x_{t_k})_k, and √ᾱ, p and q at its times."""
+    P = xp.zeros((D, K, K))
+    P[:, 0, 0] = 1
+    return xp.zeros((D, K)), P, xp.zeros(K), xp.zeros((D, K)), xp.zeros((D, K))
+
+
+def _advance(xp: Any, state: Any, row: StepTable, root: Any, values: Any, center: Any) -> Any:
+    """One step of (2), in NumPy or JAX; root is √(1 − ᾱ_s − sigma²)."""
+    m, P, signal, p, q = state
+    a_t, a_s, K = row.alpha_bar_t, row.alpha_bar_s, len(signal)
+    c = a_t * values + 1 - a_t
+
+    def newest(value, others):
+        return xp.concatenate([value[..., None], others[..., : K - 1]], axis=-1)
+
+    signal = newest(xp.sqrt(a_t), signal)
+    p, q = newest(xp.sqrt(a_t) * values / c, p), newest(xp.sqrt(1 - a_t) / c, q)
+    a, e = (xp.zeros(K) if not leaf.shape[0] else leaf for leaf in row[-2:])
+    gain = a[None] * p + e[None] * q
+    gain = newest(gain[:, 0] + xp.sqrt(a_s) * p[:, 0] + root * q[:, 0], gain[:, 1:])
+    mean = xp.sum(gain * m, axis=1) + (xp.sqrt(a_s) + xp.sum(a) - gain @ signal) * center
+    across = xp.einsum("dk,dkj->dj", gain, P)
+    variance = xp.sum(across * gain, axis=1) + row.noise**2
+    top = newest(variance, across)
+    rest = xp.concatenate([across[:, : K - 1, None], P[:, : K - 1, : K - 1]], axis=2)
+    return newest(mean, m), xp.concatenate([top[:, None], rest], axis=1), signal, p, q
 
 
 def wasserstein2_gaussian(

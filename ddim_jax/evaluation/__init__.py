@@ -3,8 +3,8 @@
 from importlib import import_module
 
 COMMANDS = (
-    "generate", "ablate", "evaluate", "classifier", "reconstruct", "likelihood", "interpolate",
-    "trajectory",
+    "generate", "ablate", "evaluate", "classifier", "reconstruct", "likelihood", "learn",
+    "interpolate", "trajectory",
 )  # fmt: skip
 
 

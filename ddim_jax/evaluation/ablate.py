@@ -21,13 +21,14 @@ from ..metrics import STATISTICS, Statistics
 from ..settings import Range, at_least
 from .cells import Drawing, Drawn, draw_cells
 from .estimates import kept_estimates
-from .flags import DrawFlags
+from .flags import DrawFlags, refuse_beside_sampler
 from .grid import Cell, cells, concerns
 from .image_sets import ImageSet, check_recipe, check_shapes, open_images
 from .likelihood import elbo_metrics
 from .measure import change, differences, exact_labels, few_images, measure_cells, open_reference
 from .measure import entry as cell_entry
 from .paper import STEPS
+from .samplers import sampler_cells
 from .source import Source
 from .tables import console_table, estimate
 
@@ -51,6 +52,8 @@ class Config(FeatureFlags, DrawFlags):
     """One or more solvers, each as in generate."""
     steps: tuple[int, ...] = ()
     """One or more S; empty: 10 20 50 100 1000, or on a CPU 5 10 20 50."""
+    sampler: tuple[str, ...] = ()
+    """Cells one by one, in place of a grid: .npz files, or names as "eta=0 quadratic S=10"."""
     name: str = ""
     """The report's directory in RUN/ablations; by default `default`, or the preset's name."""
     num_images: Annotated[
@@ -72,6 +75,8 @@ class Config(FeatureFlags, DrawFlags):
                 f"--name is {self.name!r}; give a directory name other than 'cells' and "
                 "'reference', without a slash."
             )
+        if self.sampler:
+            refuse_beside_sampler(self, Config)
         if not (self.sigma and self.timesteps and self.solver):
             raise ValueError(
                 "--sigma, --timesteps and --solver may not be empty; give one or more of each."
@@ -91,10 +96,12 @@ def run(config: Config, console: Console) -> None:
     """Draw the missing images of a grid, measure them, and write the report."""
     config.check()
     config, source = config.resolved(), config.open()
-    grid = cells(
-        source.alpha_bar, config.sigma, config.timesteps, config.steps, config.solver,
-        partial(kept_estimates, source, console),
-    )  # fmt: skip
+    estimates = partial(kept_estimates, source, console)
+    axes = (config.sigma, config.timesteps, config.steps, config.solver)
+    if config.sampler:
+        grid = sampler_cells(source.alpha_bar, config.sampler, estimates)
+    else:
+        grid = cells(source.alpha_bar, *axes, estimates)
     baseline = _baseline(config.baseline, grid)
     warnings = concerns(source.alpha_bar, source.kind, grid)
     # All that can be refused is refused before the first image is drawn.

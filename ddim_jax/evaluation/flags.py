@@ -19,6 +19,7 @@ from ..sampler import CLIPS, Plan, in_batches, on_mesh
 from ..settings import SEED, Range, at_least, check_ranges
 from .estimates import kept_estimates
 from .grid import Cell, cells, concerns
+from .samplers import sampler_cells
 from .source import OracleName, Source, oracle_source, run_source
 
 STEPS = 50
@@ -117,8 +118,15 @@ class SamplerFlags(DrawFlags):
     solver: str = "first"
     """Order: first, adams=2, adams=3, dpmpp=2, deis=3, ipndm=4, or MODULE:FUNCTION[(numbers)]."""
 
+    sampler: str = ""
+    """All four at once: an .npz from `sample.py learn`, or a cell as "eta=0 quadratic S=10"."""
+
     def cell(self, source: Source, console: Console) -> Cell:
         """The sampler that the flags describe."""
+        if self.sampler:
+            refuse_beside_sampler(self, SamplerFlags)
+            estimates = partial(kept_estimates, source, console)
+            return sampler_cells(source.alpha_bar, [self.sampler], estimates)[0]
         (cell,) = cells(
             source.alpha_bar, [self.sigma], [self.timesteps], [self.steps or STEPS], [self.solver],
             partial(kept_estimates, source, console),
@@ -171,6 +179,13 @@ class Ready(NamedTuple):
             for part in parts:
                 yield part
                 show(doing)
+
+
+def refuse_beside_sampler(flags: Any, defaults: Any) -> None:
+    """Refuse what --sampler replaces."""
+    for name in ("sigma", "timesteps", "steps", "solver"):
+        if getattr(flags, name) != getattr(defaults, name):
+            raise ValueError(f"--{name} is given beside --sampler, which replaces it; give one.")
 
 
 def refuse_former(arguments: list[str]) -> None:

@@ -31,19 +31,9 @@ from ..settings import SEED, at_least
 from .estimates import kept_estimates
 from .flags import COUNT, SourceFlags
 from .grid import Cell, cells
+from .paper import ANALYTIC_DPM, DDPM_BITS
 from .source import Source
 from .tables import console_table, estimate, markdown
-
-# Bits/dim on CIFAR-10. The first are those of DDPM's 35.7M network (arXiv:2006.11239, table 1; its
-# ODE, arXiv:2011.13456, table 2), the others of Analytic-DPM's own weights on our τ linspace
-# (arXiv:2201.06503, table 2).
-DDPM = {"ELBO, S=1000": 3.75, "rate": 1.78, "distortion": 1.97, "ELBO, train": 3.72, "ODE": 3.28}
-_K = (10, 25, 50, 100, 200, 400, 1000)
-ANALYTIC_DPM = {
-    "eta=1": dict(zip(_K, (74.95, 24.98, 12.01, 7.08, 5.03, 4.29, 3.73), strict=True)),
-    "sigma-hat": dict(zip(_K, (6.99, 6.11, 5.44, 4.86, 4.39, 4.07, 3.75), strict=True)),
-    "analytic=1,last=off": dict(zip(_K, (5.47, 4.79, 4.38, 4.07, 3.84, 3.71, 3.59), strict=True)),
-}
 
 
 @dataclass(frozen=True)
@@ -273,7 +263,7 @@ def _write(
     settings = asdict(config) | {"out": directory, "checkpoint": source.step}
     content = {"settings": settings, "data": data, "results": results, "device": describe()}
     if published:
-        content["published"] = {"ddpm": DDPM, "analytic_dpm": ANALYTIC_DPM}
+        content["published"] = {"ddpm": DDPM_BITS, "analytic_dpm": ANALYTIC_DPM}
     write(directory / "results.json", to_json(content, indent=2) + "\n")
     write(directory / "table.md", f"{title}\n\n{markdown(rows)}\n")
     _save_steps(results, directory / "steps.png")
@@ -288,7 +278,7 @@ def _literature(results: Sequence[dict[str, Any]]) -> list[str]:
         found = ANALYTIC_DPM.get(entry.get("sigma", ""), {}).get(entry.get("steps", 0))
         linspace = entry.get("timesteps") == "linspace"
         ode = entry["cell"] == "ODE"
-        column.append(str(DDPM["ODE"] if ode else found if linspace and found else ""))
+        column.append(str(DDPM_BITS["ODE"] if ode else found if linspace and found else ""))
     return column
 
 

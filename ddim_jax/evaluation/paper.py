@@ -56,6 +56,23 @@ PUBLISHED_TITLE = (
     "FID beside published ones of other samplers, the same weights, by network calls per image"
 )
 
+# Bits/dim on CIFAR-10. The first are those of DDPM's 35.7M network (arXiv:2006.11239, table 1; its
+# ODE, arXiv:2011.13456, table 2), the others of Analytic-DPM's own weights on our τ linspace
+# (arXiv:2201.06503, table 2).
+DDPM_BITS = {
+    "ELBO, S=1000": 3.75,
+    "rate": 1.78,
+    "distortion": 1.97,
+    "ELBO, train": 3.72,
+    "ODE": 3.28,
+}
+_K = (10, 25, 50, 100, 200, 400, 1000)
+ANALYTIC_DPM = {
+    "eta=1": dict(zip(_K, (74.95, 24.98, 12.01, 7.08, 5.03, 4.29, 3.73), strict=True)),
+    "sigma-hat": dict(zip(_K, (6.99, 6.11, 5.44, 4.86, 4.39, 4.07, 3.75), strict=True)),
+    "analytic=1,last=off": dict(zip(_K, (5.47, 4.79, 4.38, 4.07, 3.84, 3.71, 3.59), strict=True)),
+}
+
 
 def paper_tables(results: dict[str, Any], grid: Any) -> list[tuple[str, Rows]]:
     """Titles and rows: the paper's Table 1 for the σ and S that it has, and other samplers.

@@ -102,11 +102,13 @@ NETWORK = [
 
 
 def inception_features(
-    params: Any, images: UInt8[Array | np.ndarray, "B H W C"], family: str = "tf1"
+    params: Any,
+    images: UInt8[Array | np.ndarray, "B H W C"] | Float[Array, "B H W C"],
+    family: str = "tf1",
 ) -> Float[Array, "B 2048"]:
     """(3) of (2), then the network, then the mean over positions, in float32 on every device.
 
-    Images may have any size, and one channel in place of three. Not jitted itself.
+    Images are 0 … 255, may have any size, and one channel in place of three. Not jitted itself.
     """
     if family not in FAMILIES:
         raise ValueError(f"the family is {family!r}; choose one of {', '.join(FAMILIES)}.")

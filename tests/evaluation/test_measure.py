@@ -5,10 +5,10 @@ import pytest
 
 from ddim_jax import features
 from ddim_jax.evaluation.measure import few_images, open_reference
-from ddim_jax.features import Features, pixels
+from ddim_jax.features import Features, flat, pixels
 from ddim_jax.metrics import STATISTICS, Points, Statistics
 
-PIXELS = Features("pixels", pixels, {"features": "pixels"})
+PIXELS = Features("pixels", pixels, {"features": "pixels"}, flat)
 
 
 def test_neighbours_and_kernels_take_ten_thousand_and_frechet_all(tmp_path):

@@ -1,0 +1,245 @@
+"""Samplers that are learned, kept in files, and used by every command."""
+
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+import scipy.optimize
+from rich.console import Console
+
+from ddim_jax import (
+    adams,
+    deis,
+    dpm_solver_pp,
+    eta,
+    first_order,
+    propagate_gaussian,
+    sigma_hat,
+    step_table,
+    wasserstein2_gaussian,
+)
+from ddim_jax.diffusion.learned import learned_table, parameters_of
+from ddim_jax.diffusion.sigmas import custom
+from ddim_jax.diffusion.timesteps import TIMESTEPS
+from ddim_jax.evaluation.learn import Config, _descend
+from ddim_jax.evaluation.objectives import Objective, exact_loss, kernel_loss, minimise
+from ddim_jax.evaluation.samplers import load_sampler, sampler_cells, save_sampler
+from ddim_jax.evaluation.source import oracle_source
+from ddim_jax.metrics import Spread, kernel_distance
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def gaussian():
+    return oracle_source("gaussian")
+
+
+def w2(source, table):
+    output = propagate_gaussian(*source.moments, source.alpha_bar, table)
+    return wasserstein2_gaussian(*output, *source.moments)
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory, command):
+    """The sampler that the command learns at S = 5 on the Gaussian oracle."""
+    out = tmp_path_factory.mktemp("learned") / "five.npz"
+    status, printed, errors = command(
+        "sample", "learn", "--oracle", "gaussian", "--steps", "5", "--out", out
+    )
+    assert status == 0, errors
+    return out, printed
+
+
+def test_a_learned_sampler_beats_every_named_one(learned, gaussian):
+    table, recipe = load_sampler(learned[0], gaussian.alpha_bar)
+    bars = gaussian.alpha_bar
+    sigmas = [eta(0.0), eta(0.5), eta(1.0), sigma_hat()]
+    solvers = [first_order(), adams(2), adams(3), dpm_solver_pp(2), deis(3)]
+    named = [
+        step_table(bars, choose(bars, 5), sigma, solver)
+        for choose, sigma, solver in itertools.product(TIMESTEPS.values(), sigmas, solvers)
+    ]
+    of_named = np.array([w2(gaussian, each) for each in named])
+    mean, covariance = w2(gaussian, table)
+    assert mean + covariance < of_named.sum(1).min() / 100
+    assert covariance < of_named[:, 1].min()
+    assert recipe["start"] == "eta=1 quadratic dpmpp=2 S=5"
+    assert recipe["learned"] == ["sigma", "noise", "correction"]
+    assert "learned" in learned[1]
+    assert learned[0].with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_three_seeds_find_the_same(learned, gaussian):
+    base = sampler_cells(gaussian.alpha_bar, ["eta=1 quadratic dpmpp=2 S=5"])[0].table
+    first = parameters_of(base, ["sigma", "noise", "correction"], 3)
+    found = sum(w2(gaussian, load_sampler(learned[0], gaussian.alpha_bar)[0]))
+    with jax.enable_x64(True):
+        loss = exact_loss(gaussian, "w2")
+        for seed in (1, 2):
+            _, curve = minimise(lambda p: loss(learned_table(base, p)), first, seed)
+            assert curve[-1] == pytest.approx(found, rel=0.01)
+
+
+def test_sigma_alone_is_as_good_as_scipys(gaussian):
+    base = step_table(gaussian.alpha_bar, [1, 200, 800], eta(0.5))
+    with jax.enable_x64(True):
+        loss = exact_loss(gaussian, "w2")
+        first = parameters_of(base, ["sigma"], 1)
+        _, curve = minimise(lambda p: loss(learned_table(base, p)), first, 0)
+    below = np.sqrt(1 - base.alpha_bar_s)
+
+    def independent(fractions):
+        sigma = below * np.append(np.clip(fractions, 0, 1), 0)
+        return sum(w2(gaussian, step_table(gaussian.alpha_bar, [1, 200, 800], custom(sigma))))
+
+    starts = itertools.product((0.1, 0.5, 0.9), repeat=2)
+    best = min(
+        scipy.optimize.minimize(
+            independent, start, method="L-BFGS-B", bounds=[(0, 1)] * 2,
+            options={"ftol": 1e-15, "gtol": 1e-10},
+        ).fun
+        for start in starts
+    )  # fmt: skip
+    assert curve[-1] == pytest.approx(best, rel=1e-6)
+
+
+def test_the_kernel_loss_is_the_kernel_distance():
+    rng = np.random.default_rng(0)
+    found, reference = (rng.normal(size=(n, 5)).astype(np.float32) for n in (7, 11))
+    exact = kernel_distance(reference, found)
+    assert float(kernel_loss(found, reference)) == pytest.approx(exact, rel=1e-5)
+
+
+def test_an_interrupted_descent_ends_as_a_whole_one(alpha_bar, tmp_path):
+    """And what it keeps is the best of the held-out losses, not the last."""
+    base = step_table(alpha_bar, [1, 300, 900], eta(1.0))
+    first = parameters_of(base, ["sigma"], 1)
+    goal = np.array([0.5, 1.0, 0.2])
+
+    def gradient(parameters, update):
+        if update == stop:
+            raise KeyboardInterrupt
+        error = np.asarray(parameters.u, np.float64) - goal + 0.1 * np.sin(update)
+        return float(np.sum(error**2)), parameters._replace(u=2 * error)
+
+    def held_out(table, count):
+        distance = np.abs(np.asarray(table.sigma) - goal_sigma).sum()
+        seen.append(distance)
+        return Spread(distance, np.zeros(1), np.zeros(0))
+
+    goal_sigma = np.asarray(learned_table(base, first._replace(u=goal - 0.03)).sigma)
+    results = []
+    for out, stops in ((tmp_path / "a.npz", [None]), (tmp_path / "b.npz", [50, 51, None])):
+        settings = Config(out=out, updates=100, learning_rate=0.05, num_images=8)
+        for stop in stops:
+            seen = []
+            try:
+                results.append(
+                    _descend(settings, Objective(gradient, held_out), base, first, "id", QUIET)
+                )
+            except KeyboardInterrupt:
+                assert stop is not None
+        assert not out.with_suffix(".partial.npz").exists()
+    (whole, curve), (resumed, again) = results
+    np.testing.assert_array_equal(whole.sigma, resumed.sigma)
+    np.testing.assert_array_equal(curve["loss"], again["loss"])
+    np.testing.assert_array_equal(curve["held out"], again["held out"])
+    distance = np.abs(np.asarray(whole.sigma) - goal_sigma).sum()
+    assert distance == pytest.approx(min(curve["held out"]))
+
+
+@pytest.mark.slow
+def test_a_network_learns_from_features(tiny_run, command, tmp_path):
+    """The loss falls on noise that was trained on, and the sampler draws and is ablated."""
+    out = tmp_path / "two.npz"
+    assert command("sample", "classifier", tiny_run, "--epochs", 1)[0] == 0
+    status, printed, errors = command(
+        "sample", "learn", tiny_run, "--steps", 2, "--start", "eta=1 quadratic S=2", "--updates",
+        20, "--batch-size", 16, "--num-images", 16, "--out", out,
+    )  # fmt: skip
+    assert status == 0, errors
+    assert "less that of the start" in printed
+    table, recipe = load_sampler(out, oracle_source("digits").alpha_bar)
+    assert np.all(np.isfinite(table.x_0_correction))
+    assert "kernel distance, classifier" in recipe["loss"]
+    picture = tmp_path / "x.npz"
+    status, printed, errors = command(
+        "sample", "generate", tiny_run, "--sampler", out, "--num-images", 2, "--out", picture
+    )
+    assert status == 0, errors
+    assert "S=2 of its own, two" in printed
+    status, _, errors = command(
+        "sample", "ablate", tiny_run, "--sampler", "eta=1 quadratic S=2", out, "--num-images", 8,
+        "--name", "ladder",
+    )  # fmt: skip
+    assert status == 0, errors
+    results = json.loads((tiny_run / "ablations" / "ladder" / "results.json").read_text())
+    assert [cell["id"] for cell in results["cells"]] == ["eta=1 quadratic S=2", "two S=2"]
+    assert "difference" in results["cells"][1]
+
+
+def test_files_and_names_of_samplers(alpha_bar, tmp_path):
+    table = step_table(alpha_bar, [1, 300, 900], eta(0.5), adams(2))
+    path = tmp_path / "mine.npz"
+    save_sampler(path, table, {"alpha_bar_t": table.alpha_bar_t})
+    again, named = sampler_cells(alpha_bar, [str(path), "eta=0.5 1,300,900 adams=2 S=3"])
+    assert again.name == "mine S=3"
+    for one, two, own in zip(again.table, named.table, table, strict=True):
+        np.testing.assert_array_equal(one, own)
+        np.testing.assert_array_equal(two, own)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table._replace(sigma=[2.0, 0, 0]), "does not fit the model: row 0"),
+        (lambda table: table._replace(t=np.array([2000, 300, 1])), "does not fit the model"),
+        (lambda table: table._replace(x_0_correction=np.ones((3, 2))), "does not fit the model"),
+    ],
+)
+def test_tables_that_no_model_has(alpha_bar, tmp_path, change, message):
+    table = step_table(alpha_bar, [1, 300, 900], eta(0.5), adams(2))
+    save_sampler(tmp_path / "bad.npz", change(table), {})
+    with pytest.raises(ValueError, match=message):
+        load_sampler(tmp_path / "bad.npz", alpha_bar)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("generate", "--sampler", "none.npz"), "--sampler none.npz is not a sampler file"),
+        (
+            ("generate", "--sampler", "eta=0 quadratic S=5", "--steps", "5"),
+            "--steps is given beside --sampler",
+        ),
+        (
+            ("ablate", "--sampler", "eta=0 quadratic S=5", "--sigma", "hat"),
+            "--sigma is given beside --sampler",
+        ),
+        (("learn", "--out", "x.png"), "--out is x.png; its name must end in .npz"),
+        (("learn", "--loss", "kl", "--oracle", "digits"), "exact for --oracle gaussian only"),
+        (("learn", "--loss", "teacher"), "--loss teacher is for tables without noise"),
+        (
+            ("learn", "--start", "eta=0 quadratic S=4", "--steps", "5"),
+            "--start has 4 steps, and --steps is 5",
+        ),
+    ],
+)
+def test_refusals(command, monkeypatch, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    source = () if "--oracle" in arguments else ("--oracle", "gaussian")
+    status, _, errors = command("sample", *arguments, *source)
+    assert status == 1
+    assert message in errors
+    assert "Traceback" not in errors
+
+
+def test_another_noise_schedule_is_refused(alpha_bar, tmp_path):
+    table = step_table(alpha_bar, [1, 300, 900], eta(0.5))
+    save_sampler(tmp_path / "a.npz", table, {"alpha_bar_t": table.alpha_bar_t})
+    other = alpha_bar**1.1
+    with pytest.raises(ValueError, match="made for another noise schedule"):
+        load_sampler(tmp_path / "a.npz", other)
