@@ -5,6 +5,7 @@ import json
 
 import jax
 import numpy as np
+import optax
 import pytest
 import scipy.optimize
 from rich.console import Console
@@ -15,6 +16,7 @@ from ddim_jax import (
     dpm_solver_pp,
     eta,
     first_order,
+    linspace_timesteps,
     propagate_gaussian,
     sigma_hat,
     step_table,
@@ -24,10 +26,18 @@ from ddim_jax.diffusion.learned import learned_table, parameters_of
 from ddim_jax.diffusion.sigmas import custom
 from ddim_jax.diffusion.timesteps import TIMESTEPS
 from ddim_jax.evaluation.learn import Config, _descend
-from ddim_jax.evaluation.objectives import Objective, exact_loss, kernel_loss, minimise
+from ddim_jax.evaluation.objectives import (
+    Objective,
+    Setting,
+    exact_loss,
+    feature_objective,
+    kernel_loss,
+    minimise,
+)
 from ddim_jax.evaluation.samplers import load_sampler, sampler_cells, save_sampler
 from ddim_jax.evaluation.source import oracle_source
-from ddim_jax.metrics import Spread, kernel_distance
+from ddim_jax.features import Features, flat, pixels
+from ddim_jax.metrics import Spread, difference, kernel_distance
 
 QUIET = Console(quiet=True)
 
@@ -111,6 +121,35 @@ def test_the_kernel_loss_is_the_kernel_distance():
     found, reference = (rng.normal(size=(n, 5)).astype(np.float32) for n in (7, 11))
     exact = kernel_distance(reference, found)
     assert float(kernel_loss(found, reference)) == pytest.approx(exact, rel=1e-5)
+
+
+@pytest.mark.parametrize("teacher", [False, True])
+def test_gradients_on_features_improve_what_is_held_out(teacher):
+    """On the mixture oracle, whose pixels are the features."""
+    source = oracle_source("mixture")
+    features = Features("pixels", pixels, {}, flat)
+    setting = Setting(source, features, 0, 0, (), 1.0, 64, 256)
+    start = step_table(source.alpha_bar, [1, 100, 400, 900], eta(0.0))
+    objective = feature_objective(setting, start, teacher)
+    parameters = parameters_of(start, ["correction"], 2)
+    adam = optax.adam(0.05)
+    state = adam.init(parameters)
+    for update in range(40):
+        _, gradient = objective.gradient(parameters, update)
+        steps, state = adam.update(gradient, state)
+        parameters = optax.apply_updates(parameters, steps)
+    before = objective.held_out(start, 256)
+    after = objective.held_out(learned_table(start, parameters), 256)
+    assert difference(after, before).high < 0
+    assert after.value < 0.9 * before.value
+
+
+def test_a_teachers_own_table_has_no_loss():
+    source = oracle_source("mixture")
+    setting = Setting(source, Features("pixels", pixels, {}, flat), 0, 0, (), 1.0, 16, 16)
+    table = step_table(source.alpha_bar, linspace_timesteps(1000, 100), eta(0.0))
+    objective = feature_objective(setting, table, True)
+    assert objective.held_out(table, 16).value == 0
 
 
 def test_an_interrupted_descent_ends_as_a_whole_one(alpha_bar, tmp_path):

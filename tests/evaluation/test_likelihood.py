@@ -16,7 +16,7 @@ from ddim_jax.diffusion.sigmas import Steps
 from ddim_jax.evaluation import estimates
 from ddim_jax.evaluation.estimates import kept_estimates
 from ddim_jax.evaluation.grid import cells
-from ddim_jax.evaluation.likelihood import Split, elbo_metrics, elbos, open_split
+from ddim_jax.evaluation.likelihood import Split, _literature, elbo_metrics, elbos, open_split
 from ddim_jax.evaluation.source import oracle_source, run_source
 
 QUIET = Console(quiet=True)
@@ -210,3 +210,11 @@ def test_the_elbo_is_a_metric_of_cells_with_noise(gaussian):
     found = metrics[1]["bits"]
     assert found["value"] == pytest.approx(bits + math.log2(127.5), rel=1e-5)
     assert found["low"] < found["value"] < found["high"]
+
+
+def test_published_numbers_stand_beside_the_same_setting():
+    cell = {"sigma": "sigma-hat", "timesteps": "linspace", "steps": 100, "cell": ""}
+    results = [cell, cell | {"timesteps": "quadratic"}, cell | {"steps": 99}, {"cell": "ODE"}]
+    title, *column = _literature(results)
+    assert "other weights" in title
+    assert column == ["4.86", "", "", "3.28"]
