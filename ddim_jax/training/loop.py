@@ -32,6 +32,7 @@ from ..devices import batch_sharding, describe, make_mesh, process_rows, state_s
 from ..diffusion.objective import loss_weights
 from ..files import to_json
 from ..model import build_unet, unet_apply, unet_shapes
+from ..runtime import program
 from .checkpoint import (
     checkpoints,
     latest_step,
@@ -91,7 +92,7 @@ def train(config: Config, console: Console) -> None:
     if int(state.step) < settings.steps:
         done = f"stopped at step {int(state.step)} of {settings.steps}"
         console.print(f"{done}; checkpoint saved. Continue with:")
-        console.print(f"  python train.py {shlex.quote(str(out / 'config.json'))}")
+        console.print(f"  {program('train')} {shlex.quote(str(out / 'config.json'))}")
         return
     finish(config, state, draw, quality, console)
 
