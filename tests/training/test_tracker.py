@@ -75,7 +75,7 @@ def wandb_records(path):
 
 
 def test_wandb_offline_has_one_run_that_goes_on(tmp_path, monkeypatch):
-    pytest.importorskip("wandb", reason="the extra wandb is not installed")
+    wandb = pytest.importorskip("wandb", reason="the extra wandb is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     config = tracked(tmp_path, "wandb")
@@ -87,6 +87,7 @@ def test_wandb_offline_has_one_run_that_goes_on(tmp_path, monkeypatch):
                 tracker.log({"step": step, "loss": 1 / step})
             tracker.show(start + 3, run / "samples.png")
             tracker.close(True)
+    wandb.teardown()  # the files are written when its process has ended
     files = sorted((run / "wandb").glob("offline-run-*/*.wandb"))
     records = [record for path in files for record in wandb_records(path)]
     runs = [record.run for record in records if record.HasField("run")]
