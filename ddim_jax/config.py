@@ -117,7 +117,7 @@ class Conduct(Free):
     log_every: Annotated[int, at_least(1)] = 100
     """Steps between lines of metrics.jsonl."""
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
-    """Also send what metrics.jsonl has, and the samples, to TensorBoard (RUN/tensorboard) or W&B."""
+    """Send the numbers and samples also to TensorBoard (RUN/tensorboard) or Weights & Biases."""
     sample_every: Annotated[int, at_least(0)] = 5_000
     """Steps between sample grids; 0: none."""
     sample_images: Annotated[int, at_least(1)] = 64

@@ -45,9 +45,9 @@ def tracking(config: Config, start: int, console: Console) -> Iterator[Tracker]:
     """The tracker of a run that begins or continues after step `start`; it raises nothing."""
     name, opened = config.train.tracker, list[Tracker]()
 
-    def attempt(action: Callable[[], Any]) -> None:
+    def attempt(action: Callable[..., Any], *arguments: Any) -> None:
         try:
-            action()
+            action(*arguments)
         except Exception as error:  # a tracker may raise anything
             reason = (str(error) or type(error).__name__).splitlines()[0]
             console.print(f"warning: {name} failed ({reason}); training goes on without it")
@@ -57,16 +57,16 @@ def tracking(config: Config, start: int, console: Console) -> Iterator[Tracker]:
 
     def log(line: dict[str, Any]) -> None:
         for tracker in opened:
-            attempt(lambda: tracker.log(line))
+            attempt(tracker.log, line)
 
     def show(step: int, path: Path) -> None:
         for tracker in opened:
             if path.exists():  # a full disk has no previews
-                attempt(lambda: tracker.show(step, path))
+                attempt(tracker.show, step, path)
 
     def close(complete: bool) -> None:
         while opened:
-            attempt(lambda: opened.pop().close(complete))
+            attempt(opened.pop().close, complete)
 
     if name != "none" and jax.process_index() == 0:
         attempt(lambda: opened.append(TRACKERS[name](config, start)))
@@ -88,7 +88,7 @@ def tensorboard(config: Config, start: int) -> Tracker:
     folder.mkdir(parents=True, exist_ok=True)
     name = f"events.out.tfevents.{time.time_ns() // 1000:016d}.{socket.gethostname()}.{os.getpid()}"
     # Not TensorBoard's EventFileWriter: its thread would print a traceback when the disk is full.
-    writer = RecordWriter(open(folder / name, "wb"))
+    writer = RecordWriter(open(folder / name, "wb"))  # noqa: SIM115 — until the run ends
 
     def add(step: int, *values: Any, **content: Any) -> None:
         if values:
