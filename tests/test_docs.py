@@ -13,6 +13,7 @@ from ddim_jax.config import Config
 from tests.conftest import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES += [ROOT / "docs" / "tutorial.py"]
 PACKAGES = ("metrics", "model", "data", "training")
 
 
@@ -36,7 +37,7 @@ def test_links_lead_to_files(page):
 def commands():
     """Every train.py and sample.py in the pages, as (page, command line)."""
     for page in PAGES:
-        text = page.read_text()
+        text = re.sub("^# ", "", page.read_text(), flags=re.MULTILINE)
         blocks = re.findall(r"^```sh\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
         inline = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
         for line in [*"\n".join(blocks).splitlines(), *inline]:
