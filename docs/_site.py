@@ -35,9 +35,11 @@ def notebook(path: Path) -> tuple[str, dict[str, bytes]]:
     for cell in json.loads(path.read_text("utf-8"))["cells"]:
         source = "".join(cell["source"])
         parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
-        for output in cell.get("outputs", []):
-            if "text" in output:
-                parts.append(f"```text\n{''.join(output['text']).rstrip()}\n```")
+        outputs = cell.get("outputs", [])
+        printed = "".join("".join(output.get("text", [])) for output in outputs)
+        if printed:
+            parts.append(f"```text\n{printed.rstrip()}\n```")
+        for output in outputs:
             if "image/png" in output.get("data", {}):
                 name = f"{path.stem}_{len(figures) + 1}.png"
                 figures[name] = base64.b64decode(output["data"]["image/png"])

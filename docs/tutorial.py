@@ -86,7 +86,7 @@ show(
 # `ddim-train` does. A run that is stopped resumes where it was: run the cell again.
 
 # %%
-train(config, Console(force_jupyter=False, highlight=False))
+train(config, Console(force_jupyter=False, force_terminal=False, highlight=False))
 
 # %%
 lines = [json.loads(line) for line in (Path(OUT) / "metrics.jsonl").read_text().splitlines()]
