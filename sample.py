@@ -1,27 +1,8 @@
 """Sample from a trained model, or measure it: `python sample.py COMMAND RUN [--flags]`."""
 
 import sys
-from typing import Any
 
-from ddim_jax import devices
-from ddim_jax.runtime import run
-
-
-def main() -> None:
-    devices.setup()
-    import tyro
-    from rich.console import Console
-
-    from ddim_jax.evaluation import load_commands
-    from ddim_jax.evaluation.flags import refuse_former
-
-    commands: dict[str, Any] = load_commands()
-    refuse_former(sys.argv[1:])
-    configs = {name: config for name, (config, _) in commands.items()}
-    config = tyro.extras.subcommand_cli_from_dict(configs, prog="sample.py", description=__doc__)
-    (execute,) = (execute for kind, execute in commands.values() if type(config) is kind)
-    execute(config, Console(soft_wrap=True, highlight=False, markup=False))
-
+from ddim_jax.commands import sample
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(sample())

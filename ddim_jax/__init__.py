@@ -1,5 +1,7 @@
 """DDIM as the paper writes it (Song, Meng, Ermon, arXiv:2010.02502), as pure JAX functions."""
 
+from typing import TYPE_CHECKING
+
 from .diffusion.encoding import encode, slerp
 from .diffusion.forward import Gaussian, add_noise, q_forward, q_marginal, q_reverse
 from .diffusion.keys import image_keys, initial_noise
@@ -53,6 +55,19 @@ from .diffusion.timesteps import (
     trailing_timesteps,
     uniform_timesteps,
 )
+
+if TYPE_CHECKING:
+    __version__: str
+else:
+
+    def __getattr__(name):
+        """`__version__`, looked up where it is asked for: the import stays light."""
+        if name != "__version__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib.metadata import version
+
+        return version(__name__)
+
 
 __all__ = [
     # schedules: β and ᾱ

@@ -116,6 +116,8 @@ class Conduct(Free):
     """Stop the run if the loss exceeds this (a network that predicts 0 has a loss of about 1)."""
     log_every: Annotated[int, at_least(1)] = 100
     """Steps between lines of metrics.jsonl."""
+    tracker: Literal["none", "tensorboard", "wandb"] = "none"
+    """Send the numbers and samples also to TensorBoard (RUN/tensorboard) or Weights & Biases."""
     sample_every: Annotated[int, at_least(0)] = 5_000
     """Steps between sample grids; 0: none."""
     sample_images: Annotated[int, at_least(1)] = 64

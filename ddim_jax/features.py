@@ -25,6 +25,7 @@ from .model.classifier import apply_classifier, initial_classifier
 from .model.inception import FAMILIES, inception_features
 from .model.inception_file import WEIGHTS, find_inception, load_inception
 from .progress import progress
+from .runtime import program
 from .sampler import batch_program, in_batches
 
 
@@ -167,13 +168,14 @@ def _classifier(directory: Path, channels: int) -> Features:
             leaves = [file[name] for name in file.files]
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"{path} cannot be read ({error}); `python sample.py classifier` makes it."
+            f"{path} cannot be read ({error}); `{program('sample')} classifier` makes it."
         ) from error
     classes = leaves[-1].shape[-1] if leaves and leaves[-1].ndim else 0
     template = initial_classifier(jax.random.key(0), channels, classes)
     if [leaf.shape for leaf in leaves] != [leaf.shape for leaf in jax.tree.leaves(template)]:
         raise ValueError(
-            f"{path} is a classifier of other images; train it again with `sample.py classifier`."
+            f"{path} is a classifier of other images; train it again with "
+            f"`{program('sample')} classifier`."
         )
     params = jax.tree.unflatten(jax.tree.structure(template), leaves)
 

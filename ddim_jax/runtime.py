@@ -39,6 +39,16 @@ def run(command: Callable[[], None], *folders: Path) -> int:
     return 0
 
 
+def program(name: str) -> str:
+    """How to call `train` or `sample`: by the file of a clone if this process was, or as installed.
+
+    >>> program("train")
+    'ddim-train'
+    """
+    called = Path(sys.argv[0]).name
+    return f"python {name}.py" if called in ("train.py", "sample.py") else f"ddim-{name}"
+
+
 def _raised_in(folders: tuple[Path, ...], error: BaseException) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
     return any(Path(frames[-1].filename).is_relative_to(folder) for folder in folders)

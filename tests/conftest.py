@@ -55,15 +55,14 @@ def command():
     """train.py or sample.py in this process: (name, *arguments) → (exit status, stdout, stderr)."""
 
     def call(name, *arguments):
-        from ddim_jax.runtime import run
+        from ddim_jax import commands
 
         out, err = io.StringIO(), io.StringIO()
         with pytest.MonkeyPatch.context() as patch:
-            patch.syspath_prepend(str(ROOT))
             patch.setattr("sys.argv", [f"{name}.py", *map(str, arguments)])
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 try:
-                    status = run(__import__(name).main)
+                    status = getattr(commands, name)()
                 except SystemExit as exit:  # tyro's own refusals
                     status = exit.code
         return status, out.getvalue(), err.getvalue()

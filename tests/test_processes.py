@@ -19,10 +19,10 @@ from ddim_jax.training.checkpoint import latest_step
 from tests.conftest import ROOT, tiny_config
 
 PROGRAM = """
-import json, sys, tests, sample, train
-from ddim_jax.runtime import run
+import json, sys, tests
+from ddim_jax import commands
 for name, *sys.argv[1:] in json.loads(sys.argv[1]):
-    if run({"sample": sample, "train": train}[name].main):
+    if getattr(commands, name)():
         sys.exit(1)
 """
 

@@ -15,10 +15,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .tables import short_labels
+
 Cell = dict[str, Any]
 # Distinguishable by colour-blind readers.
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6d00", "#56b4e9", "#555555")
 _MARKERS = "osD^vPX*"
+_MOST_NAMES = 6  # in a legend inside a panel
 _LINES = ("-", "--", ":", "-.")
 CAPTIONS = {
     "metrics": "Each metric against the number of steps, with its interval",
@@ -65,6 +68,8 @@ def draw_figures(results: dict[str, Any], grid: Grid) -> dict[str, tuple[str, by
     """Caption and PNG of each figure; solvers and corrections only where there are any."""
     known = results["metrics"]
     key = next(name for name in ("w2_covariance", "frechet", *known) if name in known)
+    _, recipe = short_labels(known)
+    captions = CAPTIONS | {"metrics": f"{CAPTIONS['metrics']}{recipe and '. '}{recipe}"}
     figures = {
         "metrics": _metrics_figure(results, grid),
         "solvers": _solvers_figure(results, grid, key),
@@ -73,7 +78,7 @@ def draw_figures(results: dict[str, Any], grid: Grid) -> dict[str, tuple[str, by
         "drift": _drift_figure(grid),
     }
     return {
-        name: (CAPTIONS[name].format(metric=results["metrics"][key]), _png(figure))
+        name: (captions[name].format(metric=results["metrics"][key]), _png(figure))
         for name, figure in figures.items()
         if figure is not None
     }
@@ -91,11 +96,16 @@ def _finite(values: Any) -> np.ndarray:
     return np.where(np.isfinite(array), array, np.nan)
 
 
-def _panels(count: int, most: int, names: Sequence[str]) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels, at most `most` per row, with one legend of the lines' names."""
+def _panels(
+    count: int, most: int, names: Sequence[str], inside: bool = True
+) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels, at most `most` per row, with a legend of the lines' names.
+
+    The legend stands inside every panel; not with many names, or if it is not to be there.
+    """
     rows = -(-count // most)
     columns = -(-count // rows)
-    figure = Figure(figsize=(10.8, 2.9 * rows + 0.5), layout="constrained")
+    figure = Figure(figsize=(8.8, 2.7 * rows + 0.5), layout="constrained")
     axes = [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
     for axis in axes:
         axis.grid(alpha=0.25)
@@ -103,7 +113,14 @@ def _panels(count: int, most: int, names: Sequence[str]) -> tuple[Figure, list[A
     lines = [
         axes[0].plot([], [], **_style(i), label=_text(name))[0] for i, name in enumerate(names)
     ]
-    figure.legend(handles=lines, loc="outside lower center", ncols=6, frameon=False)
+    if not inside or len(names) > _MOST_NAMES:
+        figure.legend(handles=lines, loc="outside lower center", ncols=5, frameon=False)
+    else:
+        for axis in axes:
+            axis.legend(
+                handles=lines, fontsize=8, framealpha=0.5, edgecolor="none", handlelength=1.3,
+                labelspacing=0.25, borderpad=0.2,
+            )  # fmt: skip
     return figure, axes
 
 
@@ -117,19 +134,22 @@ def _style(i: int) -> dict[str, Any]:
 
 
 def _text(name: str) -> str:
-    return textwrap.fill(name.replace("$", r"\$"), 44)  # a lone $ would begin a formula
+    return textwrap.fill(name.replace("$", r"\$"), 32)  # a lone $ would begin a formula
 
 
 def _metrics_figure(results: dict[str, Any], grid: Grid) -> Figure:
     """Each metric against S, a line per σ; one column per τ, or three columns for a single τ."""
-    metrics = results["metrics"]
+    metrics, _ = short_labels(results["metrics"])
     panels = [(key, timesteps) for key in metrics for timesteps in grid.timesteps]
     several = len(grid.timesteps) > 1
     figure, axes = _panels(len(panels), min(len(grid.timesteps), 4) if several else 3, grid.sigmas)
     for axis, (key, timesteps) in zip(axes, panels, strict=True):
         lines = [(sigma, timesteps) for sigma in grid.sigmas]
         _draw_metric(axis, key, lines, grid, key in results["larger_is_better"])
-        axis.set_title(_text(f"{metrics[key]}, {grid.titles[timesteps]}"), fontsize=9)
+        title = _text(metrics[key])
+        axis.set_title(
+            f"{title}\n{_text(grid.titles[timesteps])}" if several else title, fontsize=9
+        )
     return figure
 
 
@@ -219,7 +239,7 @@ def _corrections_figure(grid: Grid) -> Figure | None:
         panels += [(rows[S], form, S, name) for S in dict.fromkeys(steps[:1] + steps[-1:])]
     if not panels:
         return None
-    figure, axes = _panels(len(panels), 2, grid.sigmas)
+    figure, axes = _panels(len(panels), 2, grid.sigmas, inside=False)
     for axis, (row, form, count, name) in zip(axes, panels, strict=True):
         ages = 0
         for sigma, table in zip(row, _multiples(row, form), strict=True):

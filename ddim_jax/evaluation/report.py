@@ -21,7 +21,7 @@ from PIL import Image
 from ..files import to_json, write
 from .figures import CAPTIONS, Grid, draw_figures, grid_of
 from .paper import paper_tables
-from .tables import estimate, latex, markdown
+from .tables import estimate, latex, markdown, short_labels
 
 Results = dict[str, Any]
 
@@ -88,12 +88,15 @@ def _markdown(results: Results, grid: Grid) -> str:
         f"{_source(results)}. {_summary(results)}. Baseline: {results['baseline']}.",
         *(f"Warning: {text}." for text in results.get("warnings", ())),
     ]
-    for key in results["metrics"]:
-        for title, rows in _tables(results, grid, key):
-            parts += [f"## {title}", markdown(rows)]
+    parts += [_markdown_tables(results, grid, key) for key in results["metrics"]]
     for title, rows in paper_tables(results, grid):
         parts += [f"## {title}", markdown(rows)]
     return "\n\n".join(parts) + "\n"
+
+
+def _markdown_tables(results: Results, grid: Grid, key: str) -> str:
+    tables = _tables(results, grid, key)
+    return "\n\n".join(f"## {title}\n\n{markdown(rows)}" for title, rows in tables)
 
 
 def _tables(results: Results, grid: Grid, key: str) -> Iterator[tuple[str, list[list[str]]]]:
@@ -181,7 +184,8 @@ def _view(results: Results, grid: Grid, sprites: dict[str, np.ndarray]) -> dict[
         }
         for cell in results["cells"]
     }
-    labels = {key: [label, _better(results, key)] for key, label in results["metrics"].items()}
+    short, recipe = short_labels(results["metrics"])
+    labels = {key: [label, _better(results, key)] for key, label in short.items()}
     files = ["results.json", "results.csv", "table.md", "table.tex"]
     # index.html is at RUN/ablations/NAME.
     links = ({"configuration of the run": "../../config.json"} if results["run"] else {}) | {
@@ -198,9 +202,11 @@ def _view(results: Results, grid: Grid, sprites: dict[str, np.ndarray]) -> dict[
         "kinds": grid.titles,
         "steps": grid.steps,
         "metrics": labels,
+        "recipe": recipe,
         "cells": cells,
         "shape": next(iter(sprites.values())).shape[:3],
         "latex": {key: _latex(results, grid, key) for key in results["metrics"]},
+        "markdown": {key: _markdown_tables(results, grid, key) for key in results["metrics"]},
         "links": links,
         "paper": [{"title": title, "rows": rows} for title, rows in paper_tables(results, grid)],
         **{

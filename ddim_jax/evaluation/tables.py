@@ -49,6 +49,26 @@ def estimate(parts: dict[str, Any] | None) -> str:
     return f"{value:.{decimals}f} ± {margin:.{decimals}f}"
 
 
+def short_labels(labels: dict[str, str]) -> tuple[dict[str, str], str]:
+    """Labels without the features and the n that several of them share, and these, said once.
+
+    >>> labels = {"f": "FID, pixels, n=8 against 9", "k": "KID, pixels, n=8 against 9", "w": "W2²"}
+    >>> short_labels(labels)
+    ({'f': 'FID', 'k': 'KID', 'w': 'W2²'}, 'FID, KID: pixels, n=8 against 9.')
+    """
+    heads, users = {}, dict[str, list[str]]()
+    for key, label in labels.items():
+        heads[key], _, recipe = label.partition(", ")
+        if " n=" in recipe:
+            users.setdefault(recipe, []).append(key)
+    shared = {recipe: keys for recipe, keys in users.items() if len(keys) > 1}
+    short = labels | {key: heads[key] for keys in shared.values() for key in keys}
+    said = [
+        f"{', '.join(short[key] for key in keys)}: {recipe}." for recipe, keys in shared.items()
+    ]
+    return short, " ".join(said)
+
+
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table, whose first row is the header.
 

@@ -25,6 +25,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from ..config import Config, DataConfig, config_from_dict
 from ..files import file_sha256, write
 from ..model import unet_shapes
+from ..runtime import program
 from ..settings import differences
 from .state import TrainState
 
@@ -181,8 +182,8 @@ def _choose(directory: Path, checkpoint: str) -> int:
     if latest is None:
         problem = "holds no checkpoint" if directory.is_dir() else "does not exist"
         raise ValueError(
-            f"the run directory {directory} {problem}; `python train.py --out {directory}` makes "
-            "one."
+            f"the run directory {directory} {problem}; `{program('train')} --out {directory}` "
+            "makes one."
         )
     if checkpoint == "latest":
         return latest

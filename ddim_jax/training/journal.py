@@ -20,12 +20,18 @@ Report = Callable[[int, list[Metrics], float, Metrics], None]
 
 @contextlib.contextmanager
 def journal(
-    path: Path | None, total: int, batch_size: int, start: int, console: Console
+    path: Path | None,
+    total: int,
+    batch_size: int,
+    start: int,
+    track: Callable[[Metrics], None],
+    console: Console,
 ) -> Iterator[Report]:
     """report(step, metrics of the steps since the last one, seconds of pause, the step's values).
 
     The pause is the time since the last report not spent on training. `path` is metrics.jsonl, to
-    which each report adds a line, or None. `start` is the number of steps already done.
+    which each report adds a line, or None. `start` is the number of steps already done. `track`
+    gets each line, too.
     """
     mark = [time.perf_counter(), float(start)]
     text_column = TextColumn("{task.fields[text]}")
@@ -46,10 +52,10 @@ def journal(
                 line[name] = float(np.mean([metrics[name] for metrics in window]))
             line |= judged
             rate = batch_size / seconds_per_step
+            line["images_per_second"] = round(rate, 1)
             if file is not None:
-                print(
-                    json.dumps(line | {"images_per_second": round(rate, 1)}), file=file, flush=True
-                )
+                print(json.dumps(line), file=file, flush=True)
+            track(line)
             left = timedelta(seconds=round(seconds_per_step * (total - done)))
             losses = "".join(f"  {name.replace('_', ' ')} {judged[name]:.4f}" for name in judged)
             text = f"loss {line['loss']:.4f}{losses}  {rate:,.0f} images/s  {left} left"

@@ -32,6 +32,7 @@ from ..devices import batch_sharding, describe, make_mesh, process_rows, state_s
 from ..diffusion.objective import loss_weights
 from ..files import to_json
 from ..model import build_unet, unet_apply, unet_shapes
+from ..runtime import program
 from .checkpoint import (
     checkpoints,
     latest_step,
@@ -46,6 +47,7 @@ from .preview import Draw, finish, make_draw, save_preview
 from .quality import described, judge, make_quality
 from .state import TrainState, initial_state, make_optimizer
 from .step import Step, make_train_step
+from .tracker import Tracker, require_tracker, tracking
 from .validation import held_out_data, make_validation
 
 
@@ -56,6 +58,7 @@ def train(config: Config, console: Console) -> None:
     files, failed writes, and a diverged loss.
     """
     config.check()
+    require_tracker(config)
     console = console if jax.process_index() == 0 else Console(quiet=True)
     out, settings = Path(config.out), config.train
     mesh = _mesh(config)
@@ -84,16 +87,19 @@ def train(config: Config, console: Console) -> None:
         *described(config, quality),
         sep="\n",
     )
-    with stop_signals() as stop, jax.default_matmul_precision(settings.matmul_precision):
-        stream = device_batches(config, dataset, mesh, saved or 0)
-        judged_by = partial(judge, validate, quality, stop)
-        state = _run(config, state, step, stream, draw, judged_by, stop, console)
-    if int(state.step) < settings.steps:
-        done = f"stopped at step {int(state.step)} of {settings.steps}"
-        console.print(f"{done}; checkpoint saved. Continue with:")
-        console.print(f"  python train.py {shlex.quote(str(out / 'config.json'))}")
-        return
-    finish(config, state, draw, quality, console)
+    with tracking(config, saved or 0, console) as tracker:
+        with stop_signals() as stop, jax.default_matmul_precision(settings.matmul_precision):
+            stream = device_batches(config, dataset, mesh, saved or 0)
+            judged_by = partial(judge, validate, quality, stop)
+            state = _run(config, state, step, stream, draw, judged_by, tracker, stop, console)
+        if int(state.step) < settings.steps:
+            done = f"stopped at step {int(state.step)} of {settings.steps}"
+            console.print(f"{done}; checkpoint saved. Continue with:")
+            console.print(f"  {program('train')} {shlex.quote(str(out / 'config.json'))}")
+            return
+        finish(config, state, draw, quality, console)
+        tracker.show(settings.steps, out / "samples.png")
+        tracker.close(True)
 
 
 def prepare_state(
@@ -193,6 +199,7 @@ def _run(
     stream: Iterator[tuple[Any, Any]],
     draw: Draw,
     judged_by: Callable[..., Metrics],
+    tracker: Tracker,
     stop: threading.Event,
     console: Console,
 ) -> TrainState:
@@ -204,7 +211,9 @@ def _run(
     log_file = None if jax.process_index() else out / "metrics.jsonl"
     with (
         checkpoints(out, settings.keep_checkpoints, settings.best_by()) as manager,
-        journal(log_file, settings.steps, settings.batch_size, first - 1, console) as report,
+        journal(
+            log_file, settings.steps, settings.batch_size, first - 1, tracker.log, console
+        ) as report,
     ):
         for done, batch in enumerate(islice(stream, settings.steps + 1 - first), first):
             start = time.perf_counter()
@@ -235,7 +244,9 @@ def _run(
                 save_checkpoint(manager, state, config, judged)
             if settings.sample_every and done % settings.sample_every == 0:
                 images = draw(state.ema, settings.sample_images)
-                save_preview(images, out / "samples" / f"step_{done:07d}.png", console)
+                path = out / "samples" / f"step_{done:07d}.png"
+                save_preview(images, path, console)
+                tracker.show(done, path)
             pause += time.perf_counter() - start
             if halt:
                 break
@@ -263,6 +274,7 @@ def _check_losses(window: list[Metrics], done: int, config: Config, manager: Any
 def describe_run(config: Config, console: Console) -> None:
     """Print what `train` would train on what data, and refuse what it refuses."""
     config.check()
+    require_tracker(config)
     _mesh(config)
     dataset, _ = _open_data(config, resumable_step(config, Path(config.out)), prepare=False)
     console.print_json(to_json(dataclasses.asdict(config)))

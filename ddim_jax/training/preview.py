@@ -16,6 +16,7 @@ from ..diffusion.sigmas import eta
 from ..diffusion.timesteps import TIMESTEPS
 from ..images import save_grid, to_uint8
 from ..model import unet_apply
+from ..runtime import program
 from ..sampler import Plan, conditional, in_batches, labelled, make_sampler, on_mesh
 from .halt import Stop, awaited
 from .state import TrainState
@@ -79,4 +80,4 @@ def finish(config: Config, state: TrainState, draw: Draw, quality: Any, console:
     console.print(f"trained to step {int(state.step)}; samples in {out / 'samples.png'}")
     if count and jax.process_index() == 0:
         console.print(f"{quality.label}: {quality.score(images[:count]):.3f}")
-    console.print(f"sample with: python sample.py generate {shlex.quote(str(out))}")
+    console.print(f"sample with: {program('sample')} generate {shlex.quote(str(out))}")

@@ -11,7 +11,7 @@ from PIL import Image
 from tests.conftest import ROOT
 
 # With the settings of the suite, so that a process computes the bits that this one does.
-_PROGRAM = "import sys, tests, {0}; from ddim_jax.runtime import run; sys.exit(run({0}.main))"
+_PROGRAM = "import sys, tests; from ddim_jax.commands import {0}; sys.exit({0}())"
 
 
 def start(name, *arguments, **environment):

@@ -80,7 +80,7 @@ def test_ctrl_c_then_kill_9_and_the_end_is_that_of_a_run_never_stopped(tmp_path,
     text = console.file.getvalue()
     stopped = int(re.search(r"stopped at step (\d+) of 30; checkpoint saved", text)[1])
     assert 5 <= stopped == latest_step(out) <= 6
-    arguments = shlex.split(re.search(r"python train.py (.*)", text)[1])  # what continues
+    arguments = shlex.split(re.search(r"ddim-train (.*)", text)[1])  # what continues
 
     saved = kill_between_checkpoints(arguments, out)
     arguments += ["--train.steps", saved + 5]

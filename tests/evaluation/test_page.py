@@ -157,7 +157,7 @@ def test_the_page_by_mouse_and_by_keyboard(browser, report):
     page.check_quiet()
 
 
-def test_the_address_keeps_what_is_shown_and_tables_are_copied_as_latex(browser, report):
+def test_the_address_keeps_what_is_shown_and_tables_are_copied(browser, report):
     from selenium.webdriver.support.ui import Select
 
     _, _, directory = report
@@ -178,12 +178,42 @@ def test_the_address_keeps_what_is_shown_and_tables_are_copied_as_latex(browser,
         "document.activeElement.value ?? document.getSelection().toString(); });"
         "navigator.clipboard.writeText = () => Promise.reject();"
     )
-    page.find("#latex").click()
-    page.until(lambda: browser.execute_script("return window.copied"), "copied")
-    text = browser.execute_script("return window.copied")
-    assert text == page_data(directory)["latex"]["recall"]
+    for kind in ("latex", "markdown"):
+        browser.execute_script("window.copied = null")
+        page.find(f"#{kind}").click()
+        page.until(lambda: browser.execute_script("return window.copied"), "copied")
+        text = browser.execute_script("return window.copied")
+        assert text == page_data(directory)[kind]["recall"]
+    assert text in (directory / "table.md").read_text("utf-8")
     assert page.find("#links a").get_attribute("href").endswith("config.json")
     page.check_quiet()
+
+
+def test_another_report_stands_beside_it(browser, report, tmp_path):
+    from selenium.webdriver.support.ui import Select
+
+    name = "<b>other</b>"
+    results, sprites = example(sigmas={"eta=0": 0.0, name: 1.0}, steps=(5,), images=2)
+    results |= {"name": name, "metrics": {"frechet": "FID, pixels, n=8", "kernel": "KID, n=8"}}
+    write_report(results, sprites, tmp_path)
+    (tmp_path / "page.html").write_text("no report")
+    page = Page(browser, report[2])
+    before = page.find("#tables").text
+    page.find("#other").send_keys(str(tmp_path / "index.html"))
+    page.until(lambda: name in page.find("#other-tables").text, "the other report")
+    cell = next(iter(page_data(tmp_path)["cells"].values()))
+    for metric in ("frechet", "kernel"):
+        Select(page.find("#metric")).select_by_value(metric)
+        shown = page.find("#other-tables .cell").text.splitlines()
+        assert shown[0] == cell["metrics"][metric]["value"]
+    Select(page.find("#metric")).select_by_value("recall")
+    assert "it has no Recall" in page.find("#other-tables").text
+    page.find("#other").send_keys(str(tmp_path / "page.html"))
+    page.until(lambda: "not a report" in page.find("#other-tables").text, "no report")
+    Select(page.find("#metric")).select_by_value("frechet")
+    assert page.find("#tables").text == before
+    assert not browser.find_elements("css selector", "#other-tables b")
+    assert browser.get_log("browser") == []
 
 
 def test_names_cannot_break_the_page(browser, tmp_path):

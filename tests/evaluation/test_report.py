@@ -49,6 +49,24 @@ def test_json_and_csv_hold_every_number(report):
                 assert row[column] == str(cell["metrics"][key].get(end, ""))
 
 
+def test_what_metrics_share_is_said_once_in_figures_and_on_the_page(report):
+    results, _, directory = report
+    shared = "Fréchet distance, Kernel distance: pixels, n=512."
+    data = page_data(directory)
+    assert data["recipe"] == shared
+    assert [label for label, _ in data["metrics"].values()] == [
+        "Fréchet distance", "Kernel distance", *list(METRICS.values())[2:]
+    ]  # fmt: skip
+    html = (directory / "index.html").read_text("utf-8")
+    assert html.count(f"with its interval. {shared}</figcaption>") == 1
+    figure = figures._metrics_figure(results, grid_of(results["cells"]))
+    assert [axis.get_title() for axis in figure.axes][:2] == ["Fréchet distance", "Kernel distance"]
+    for axis in figure.axes:
+        assert [text.get_text() for text in axis.get_legend().get_texts()] == [
+            "eta=0", "eta=1", "sigma-hat"
+        ]  # fmt: skip
+
+
 def test_the_table_has_the_papers_layout(report):
     results, _, directory = report
     lines = (directory / "table.md").read_text("utf-8").splitlines()

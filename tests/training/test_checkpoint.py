@@ -124,7 +124,7 @@ def test_a_damaged_configuration(run):
 
 
 def test_directories_without_a_checkpoint(tmp_path):
-    message = f"{tmp_path}/nowhere does not exist; `python train.py --out"
+    message = f"{tmp_path}/nowhere does not exist; `ddim-train --out"
     with pytest.raises(ValueError, match=message):
         load_run(tmp_path / "nowhere")
     (tmp_path / "checkpoints").mkdir()
