@@ -5,8 +5,16 @@ from typing import TYPE_CHECKING
 from .diffusion.encoding import encode, slerp
 from .diffusion.forward import Gaussian, add_noise, q_forward, q_marginal, q_reverse
 from .diffusion.keys import image_keys, initial_noise
+from .diffusion.learned import TableParameters, learned_table, table_parameters
 from .diffusion.likelihood import Elbo, bits_per_dim, elbo, elbo_costs, ode_log_likelihood
-from .diffusion.moments import Moments, kl_gaussian, propagate_gaussian, wasserstein2_gaussian
+from .diffusion.moments import (
+    GaussianErrors,
+    Moments,
+    gaussian_errors,
+    kl_gaussian,
+    propagate_gaussian,
+    wasserstein2_gaussian,
+)
 from .diffusion.objective import epsilon_weights, x_0_weights
 from .diffusion.oracle import empirical_oracle, gaussian_oracle, mixture_oracle
 from .diffusion.prediction import Denoiser, Prediction, clip_x0, denoiser, dynamic_threshold, guided
@@ -97,5 +105,7 @@ __all__ = [
     "Elbo", "elbo", "elbo_costs", "ode_log_likelihood", "bits_per_dim",
     # oracle and moments: exact denoisers, and the exact distribution of what they sample
     "gaussian_oracle", "mixture_oracle", "empirical_oracle", "propagate_gaussian", "Moments",
-    "wasserstein2_gaussian", "kl_gaussian",
+    "wasserstein2_gaussian", "kl_gaussian", "GaussianErrors", "gaussian_errors",
+    # learned: a table as the parameters of a gradient
+    "TableParameters", "table_parameters", "learned_table",
 ]  # fmt: skip

@@ -22,7 +22,7 @@ PARTS = ("sigma", "noise", "correction")
 _LEAST = 0.05  # of |sin u| and |w| at the start
 
 
-class Parameters(NamedTuple):
+class TableParameters(NamedTuple):
     """u, w (S,), and b, c (S, K−1) of (1) to (3); None for what is not learned."""
 
     u: Any = None
@@ -31,12 +31,12 @@ class Parameters(NamedTuple):
     c: Any = None
 
 
-def parameters_of(table: StepTable, parts: Collection[str], order: Integer) -> Parameters:
-    """The parameters that give a table, up to the least noise; `order` is K, its predictions.
+def table_parameters(table: StepTable, parts: Collection[str], order: Integer) -> TableParameters:
+    """The parameters that give a table; σ and noise have a least value. `order` is K.
 
     >>> from ddim_jax import eta, step_table
     >>> table = step_table([1.0, 0.64, 0.36], [1, 2], eta(1.0))
-    >>> found = parameters_of(table, ["sigma"], 1)
+    >>> found = table_parameters(table, ["sigma"], 1)
     >>> np.allclose(learned_table(table, found).sigma, table.sigma)
     True
     """
@@ -59,10 +59,10 @@ def parameters_of(table: StepTable, parts: Collection[str], order: Integer) -> P
         for column in range(min(K, table.epsilon_correction.shape[1]) - 1):
             e[:, column] = table.epsilon_correction[:, column + 1]
         b, c = a / np.sqrt(table.alpha_bar_s)[:, None], e / above[:, None]
-    return Parameters(u, w, b, c)
+    return TableParameters(u, w, b, c)
 
 
-def learned_table(table: StepTable, parameters: Parameters) -> StepTable:
+def learned_table(table: StepTable, parameters: TableParameters) -> StepTable:
     """The table with (1) to (3) in place of what is learned; the parameters may be traced."""
     u, w, b, c = parameters
     below, above = _scales(table)

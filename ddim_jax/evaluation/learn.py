@@ -19,7 +19,7 @@ import optax
 from rich.console import Console
 
 from ..devices import describe
-from ..diffusion.learned import Parameters, learned_table, parameters_of
+from ..diffusion.learned import TableParameters, learned_table, table_parameters
 from ..diffusion.reverse import StepTable, stack_tables
 from ..diffusion.timesteps import TIMESTEPS
 from ..features import FeatureFlags, load_features
@@ -129,7 +129,7 @@ def _learn_exactly(config: Config, source: Source, grid: Sequence[Cell], console
         tables = stack_tables([cell.table for cell in grid])
         values = np.asarray(jax.jit(lambda tables: jax.lax.map(loss, tables))(tables))
         start = grid[int(np.argmin(values))]
-        first = parameters_of(start.table, config.learn, min(config.order, config.steps))
+        first = table_parameters(start.table, config.learn, min(config.order, config.steps))
         found, curve = minimise(
             lambda parameters: loss(learned_table(start.table, parameters)), first, config.seed
         )
@@ -160,7 +160,7 @@ def _learn_by_features(
     order = min(config.order, config.steps)
     judge = feature_objective(setting, grid[0].table, teacher)
     start = _best(judge, grid, console)
-    first = parameters_of(start.table, config.learn, order)
+    first = table_parameters(start.table, config.learn, order)
     objective = feature_objective(setting, start.table, teacher)
     identity = digest(
         *source.identity, features.identity, *start.table, vars(config) | {"out": None}
@@ -199,7 +199,7 @@ def _descend(
     config: Config,
     objective: Objective,
     base: StepTable,
-    first: Parameters,
+    first: TableParameters,
     identity: str,
     console: Console,
 ) -> tuple[StepTable, dict[str, np.ndarray]]:

@@ -19,7 +19,7 @@ import optax
 
 from ..devices import full_batch, make_mesh
 from ..diffusion.keys import image_keys, initial_noise
-from ..diffusion.learned import Parameters, learned_table
+from ..diffusion.learned import TableParameters, learned_table
 from ..diffusion.moments import gaussian_errors
 from ..diffusion.prediction import Denoiser
 from ..diffusion.reverse import StepTable, step_table
@@ -63,9 +63,9 @@ def exact_loss(source: Source, kind: str) -> Callable[[StepTable], Any]:
 
 
 def minimise(
-    loss: Callable[[Parameters], Any], first: Parameters, seed: int
-) -> tuple[Parameters, np.ndarray]:
-    """Parameters with the least loss, and the loss by iteration, from a start moved by a seed."""
+    loss: Callable[[TableParameters], Any], first: TableParameters, seed: int
+) -> tuple[TableParameters, np.ndarray]:
+    """The parameters with the least loss, and the loss by iteration, from a start moved by a seed."""
     rng = np.random.default_rng(seed)
     moved = jax.tree.map(lambda leaf: leaf + 0.05 * rng.standard_normal(leaf.shape), first)
     # The logarithm makes a relative tolerance of the loss an absolute one.
@@ -94,7 +94,9 @@ def minimise(
 class Objective(NamedTuple):
     """How a table is improved, and how it is judged."""
 
-    gradient: Callable[[Parameters, int], tuple[float, Parameters]]  # (parameters, update)
+    gradient: Callable[
+        [TableParameters, int], tuple[float, TableParameters]
+    ]  # (parameters, update)
     held_out: Callable[[StepTable, int], Spread]  # (table, number of images)
 
 
@@ -115,7 +117,7 @@ def feature_objective(setting: Setting, base: StepTable, teacher: bool) -> Objec
         targets = features.extract(images(slow, _HELD_OUT, setting.judged))
     program = batch_program(jax.value_and_grad(_loss(setting, base, teacher), 3), mesh)
 
-    def gradient(parameters: Parameters, update: int) -> tuple[float, Parameters]:
+    def gradient(parameters: TableParameters, update: int) -> tuple[float, TableParameters]:
         places = np.arange(update * size, (update + 1) * size) % (pool if teacher else 2**30)
         batch = labelled((_TRAINING + places).astype(np.uint32), setting.labels)
         against = np.asarray(learn[places] if teacher else learn, np.float32)
@@ -160,7 +162,7 @@ def _drawer(setting: Setting, params: Any, mesh: Any) -> Callable[..., np.ndarra
 def _loss(setting: Setting, base: StepTable, teacher: bool) -> Callable[..., Any]:
     source, traced = setting.source, setting.features.traced
 
-    def loss(params: Any, batch: Any, against: Any, parameters: Parameters) -> Any:
+    def loss(params: Any, batch: Any, against: Any, parameters: TableParameters) -> Any:
         table = learned_table(base, parameters)
         model = planned(source.denoise, params[0], batch.label, _plan(setting, table))
         # Activations of one step at a time: the backward pass calls the network again.

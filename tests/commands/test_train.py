@@ -140,7 +140,7 @@ def test_every_field_is_a_flag_with_help(command):
     flags = list(fields(dataclasses.asdict(presets()["digits"])))
     assert len(flags) > 35
     assert [flag for flag in flags if flag not in text] == []
-    assert "Parameters" not in text
+    assert "TableParameters" not in text
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from ddim_jax import (
     step_table,
     wasserstein2_gaussian,
 )
-from ddim_jax.diffusion.learned import PARTS, learned_table, parameters_of
+from ddim_jax.diffusion.learned import PARTS, learned_table, table_parameters
 from ddim_jax.diffusion.moments import gaussian_errors
 from ddim_jax.diffusion.prediction import Denoiser, clip_x0
 from ddim_jax.diffusion.sigmas import custom
@@ -33,17 +33,17 @@ def base(alpha_bar):
 
 def test_parameters_give_their_table(base):
     """Exactly where σ and noise are above the least, and with more predictions than it has."""
-    table = learned_table(base, parameters_of(base, PARTS, 4))
+    table = learned_table(base, table_parameters(base, PARTS, 4))
     inner = np.asarray(base.sigma) > 0.05 * np.sqrt(1 - base.alpha_bar_s)
     assert inner.sum() >= 3
     np.testing.assert_allclose(np.asarray(table.sigma)[inner], base.sigma[inner], rtol=1e-5)
     np.testing.assert_allclose(np.asarray(table.noise)[inner], base.noise[inner], rtol=1e-5)
     np.testing.assert_allclose(table.x_0_correction[:, :2], base.x_0_correction, atol=1e-6)
     assert not np.any(table.x_0_correction[:, 2:])
-    only = learned_table(base, parameters_of(base, ["correction"], 2))
+    only = learned_table(base, table_parameters(base, ["correction"], 2))
     np.testing.assert_array_equal(only.sigma, base.sigma)
     np.testing.assert_array_equal(only.noise, base.noise)
-    tied = learned_table(base, parameters_of(base, ["sigma"], 1))
+    tied = learned_table(base, table_parameters(base, ["sigma"], 1))
     np.testing.assert_array_equal(tied.noise[:-1], tied.sigma[:-1])
     assert tied.noise[-1] == base.noise[-1] == 0
     np.testing.assert_array_equal(tied.x_0_correction, base.x_0_correction)
@@ -52,7 +52,7 @@ def test_parameters_give_their_table(base):
 @pytest.mark.parametrize("seed", range(3))
 def test_any_parameters_give_a_table_that_is_accepted(base, alpha_bar, seed, float64):
     rng = np.random.default_rng(seed)
-    first = parameters_of(base, PARTS, 4)
+    first = table_parameters(base, PARTS, 4)
     wild = jax.tree.map(lambda leaf: 5 * rng.standard_normal(leaf.shape), first)
     table = learned_table(base, wild)
     correction = Correction(*map(np.asarray, table[-2:]))
@@ -66,9 +66,9 @@ def test_any_parameters_give_a_table_that_is_accepted(base, alpha_bar, seed, flo
 
 def test_refusals(base):
     with pytest.raises(ValueError, match=r"parts are \['times'\]; choose one or more of sigma"):
-        parameters_of(base, ["times"], 2)
+        table_parameters(base, ["times"], 2)
     with pytest.raises(ValueError, match="order is 0"):
-        parameters_of(base, ["correction"], 0)
+        table_parameters(base, ["correction"], 0)
 
 
 def test_exact_errors_are_those_of_the_propagated_gaussian(alpha_bar, float64):
@@ -99,7 +99,7 @@ def test_gradients_agree_with_finite_differences(base, alpha_bar, float64):
         x_0 = sample(model, x_T, learned_table(base, parameters), keys)
         return jnp.mean(jnp.sin(3 * x_0) + x_0**2)
 
-    first = parameters_of(base, PARTS, 3)
+    first = table_parameters(base, PARTS, 3)
     rng = np.random.default_rng(0)
     first = jax.tree.map(lambda leaf: leaf + 0.1 * rng.standard_normal(leaf.shape), first)
     gradient = jax.grad(loss)(first)

@@ -22,7 +22,7 @@ from ddim_jax import (
     step_table,
     wasserstein2_gaussian,
 )
-from ddim_jax.diffusion.learned import learned_table, parameters_of
+from ddim_jax.diffusion.learned import learned_table, table_parameters
 from ddim_jax.diffusion.sigmas import custom
 from ddim_jax.diffusion.timesteps import TIMESTEPS
 from ddim_jax.evaluation.learn import Config, _descend
@@ -84,7 +84,7 @@ def test_a_learned_sampler_beats_every_named_one(learned, gaussian):
 
 def test_three_seeds_find_the_same(learned, gaussian):
     base = sampler_cells(gaussian.alpha_bar, ["eta=1 quadratic dpmpp=2 S=5"])[0].table
-    first = parameters_of(base, ["sigma", "noise", "correction"], 3)
+    first = table_parameters(base, ["sigma", "noise", "correction"], 3)
     found = sum(w2(gaussian, load_sampler(learned[0], gaussian.alpha_bar)[0]))
     with jax.enable_x64(True):
         loss = exact_loss(gaussian, "w2")
@@ -97,7 +97,7 @@ def test_sigma_alone_is_as_good_as_scipys(gaussian):
     base = step_table(gaussian.alpha_bar, [1, 200, 800], eta(0.5))
     with jax.enable_x64(True):
         loss = exact_loss(gaussian, "w2")
-        first = parameters_of(base, ["sigma"], 1)
+        first = table_parameters(base, ["sigma"], 1)
         _, curve = minimise(lambda p: loss(learned_table(base, p)), first, 0)
     below = np.sqrt(1 - base.alpha_bar_s)
 
@@ -131,7 +131,7 @@ def test_gradients_on_features_improve_what_is_held_out(teacher):
     setting = Setting(source, features, 0, 0, (), 1.0, 64, 256)
     start = step_table(source.alpha_bar, [1, 100, 400, 900], eta(0.0))
     objective = feature_objective(setting, start, teacher)
-    parameters = parameters_of(start, ["correction"], 2)
+    parameters = table_parameters(start, ["correction"], 2)
     adam = optax.adam(0.05)
     state = adam.init(parameters)
     for update in range(40):
@@ -155,7 +155,7 @@ def test_a_teachers_own_table_has_no_loss():
 def test_an_interrupted_descent_ends_as_a_whole_one(alpha_bar, tmp_path):
     """And what it keeps is the best of the held-out losses, not the last."""
     base = step_table(alpha_bar, [1, 300, 900], eta(1.0))
-    first = parameters_of(base, ["sigma"], 1)
+    first = table_parameters(base, ["sigma"], 1)
     goal = np.array([0.5, 1.0, 0.2])
 
     def gradient(parameters, update):
