@@ -5,10 +5,15 @@ Flags change single fields. If the run directory holds checkpoints of the same c
 run is resumed. `import` and `export` exchange weights with other programs.
 """
 
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
+
+if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"interrupted\n"), os._exit(130)))
 
 from ddim_jax import devices
 from ddim_jax.runtime import run

@@ -14,7 +14,7 @@ import numpy as np
 
 from .architecture import UNetConfig
 from .diffusion.schedules import BETAS, alpha_bars, zero_terminal_snr
-from .files import read_json, to_json, write
+from .files import check_path, read_json, to_json, write
 from .settings import (
     ABOVE_0,
     BETWEEN_0_AND_1,
@@ -24,6 +24,7 @@ from .settings import (
     Range,
     at_least,
     check_ranges,
+    flag,
     from_dict,
     require,
 )
@@ -117,7 +118,7 @@ class Conduct(Free):
     log_every: Annotated[int, at_least(1)] = 100
     """Steps between lines of metrics.jsonl."""
     sample_every: Annotated[int, at_least(0)] = 5_000
-    """Steps between sample grids; 0: none."""
+    """Steps between sample grids, besides the one at the end; 0: none at all."""
     sample_images: Annotated[int, at_least(1)] = 64
     """Images in a sample grid."""
     sample_steps: Annotated[int, at_least(1)] = 50
@@ -147,7 +148,7 @@ class TrainConfig(Conduct):
     learning_rate: Annotated[float, ABOVE_0] = 2e-4
     """Adam's step size after the warm-up."""
     warmup_steps: Annotated[int, at_least(0)] = 5_000
-    """Steps over which the learning rate rises linearly from 0."""
+    """Steps over which the learning rate rises linearly from 0; with cosine at most half of all."""
     decay: Literal["constant", "cosine"] = "constant"
     """After the warm-up: constant (the paper), or cosine to 0 at the last step."""
     adam_b1: Annotated[float, FRACTION] = 0.9
@@ -174,9 +175,6 @@ class TrainConfig(Conduct):
         check_ranges(self, "train.")
         require(self.batch_size % self.accumulate == 0, "train.accumulate", self.accumulate,
                 f"a divisor of train.batch-size = {self.batch_size}")  # fmt: skip
-        require(self.decay == "constant" or self.warmup_steps < self.steps, "train.warmup-steps",
-                self.warmup_steps,
-                f"fewer than train.steps = {self.steps} with cosine decay")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -204,7 +202,10 @@ class Config(Place):
     def check(self) -> None:
         """Raise a ValueError if a field is out of range, or does not fit another field."""
         require(bool(self.out), "out", repr(self.out), "a directory")
+        check_path(self.out, "--out")
         check_ranges(self)
+        for name in ("source", "data_dir", "archive"):
+            check_path(getattr(self.data, name), f"--data.{flag(name)}")
         for part in (self.diffusion, self.model, self.train):
             part.check()
         require(self.model.variants.null_class or self.train.label_dropout == 0,

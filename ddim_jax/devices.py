@@ -12,6 +12,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from .files import file_sha256
+from .processes import watch
+from .settings import is_number
 
 _AXES = ("data", "fsdp")
 _PATIENCE = 7 * 86_400  # seconds that processes wait at the end for the one that writes results
@@ -44,6 +46,8 @@ def setup() -> None:
     settings.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if not jax.distributed.is_initialized():
         _join_processes()
+        if jax.distributed.is_initialized():
+            watch()
 
 
 def _join_processes() -> None:
@@ -52,7 +56,7 @@ def _join_processes() -> None:
     given = {name: os.environ[name] for name in names if os.environ.get(name)}
     if given:
         address, count, index = (given.get(name, "") for name in names)
-        numbers = all(part.isdigit() for part in (address.rpartition(":")[2], count, index))
+        numbers = all(map(is_number, (address.rpartition(":")[2], count, index)))
         if not (numbers and int(index) < int(count)):
             raise ValueError(
                 f"the environment has {given}; set JAX_COORDINATOR_ADDRESS to host:port of the "

@@ -110,6 +110,15 @@ def _value(hint: Any, value: Any, name: str) -> Any:
     raise ValueError(f"the configuration's {name} is {value!r}; it must be of type {wanted}.")
 
 
+def is_number(text: str) -> bool:
+    """Whether a text is a whole number of up to 18 digits, which `int` reads.
+
+    >>> is_number("07"), is_number("²"), is_number("-1"), is_number("9" * 5000)
+    (True, False, False, False)
+    """
+    return text.isascii() and text.isdecimal() and len(text) <= 18
+
+
 def flag(name: str) -> str:
     """A field's name as it is spelled in flags."""
     return name.replace("_", "-")

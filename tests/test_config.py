@@ -119,11 +119,6 @@ def test_a_file_that_is_no_configuration(tmp_path):
         ("train", {"learning_rate": 0.0}, "--train.learning-rate is 0.0"),
         ("train", {"learning_rate": float("nan")}, "--train.learning-rate is nan"),
         ("train", {"ema_decay": 1.0}, "--train.ema-decay is 1.0"),
-        (
-            "train",
-            {"decay": "cosine", "steps": 10},
-            "is 5000; it must be fewer than train.steps = 10",
-        ),
         ("train", {"sample_steps": 1001}, "is 1001; it must be at most diffusion.num-steps = 1000"),
     ],
 )

@@ -11,6 +11,8 @@ devices, so a run may continue on another mesh, or with another number of proces
 import contextlib
 import dataclasses
 import json
+import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,11 +26,13 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from ..config import Config, DataConfig, config_from_dict
 from ..files import file_sha256, write
 from ..model import unet_shapes
-from ..settings import differences
+from ..settings import differences, is_number
 from .state import TrainState
 
 _SUMS = "SHA256SUMS"
 _METRIC = "validation_loss"
+_SMALL_FILES = 200_000  # bytes of a checkpoint's configuration, indices and checksums
+_AFTER_THE_END = ("train.steps", "train.decay", "train.learning-rate", "train.warmup-steps")
 
 
 @contextlib.contextmanager
@@ -75,7 +79,7 @@ def save_checkpoint(
     metrics = None if validation_loss is None else {_METRIC: validation_loss}
     with _writing(manager, int(state.step)):
         # On a full disk, Orbax would print hundreds of lines of tracebacks.
-        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        size = 1.1 * sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _SMALL_FILES
         free = shutil.disk_usage(manager.directory).free
         if size > free:
             raise OSError(f"it takes {size / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free")
@@ -107,7 +111,10 @@ def _writing(manager: ocp.CheckpointManager, step: int | None) -> Iterator[None]
         folder = Path(manager.directory)
         good = latest_step(folder.parent)
         kept = "none was saved before" if good is None else f"that of step {good} is intact"
-        reason = str(error).splitlines()[0][:200]
+        kept = "only its checksums are missing" if good is not None and good == step else kept
+        said = re.search(r": ([^:]+?) \[os_error_code", str(error))
+        text = getattr(error, "strerror", None) or str(error)
+        reason = said[1] if said else text.splitlines()[0][:200]
         raise ValueError(
             f"the checkpoint of step {step} cannot be written to {folder} ({reason}); {kept}."
         ) from error
@@ -132,7 +139,7 @@ def latest_step(directory: Path) -> int | None:
 def _steps(directory: Path) -> list[int]:
     folder = _folder(directory)
     paths = folder.iterdir() if folder.is_dir() else ()
-    return sorted(int(path.name) for path in paths if path.name.isdigit())
+    return sorted(int(path.name) for path in paths if is_number(path.name))
 
 
 def load_run_config(directory: Path, checkpoint: str | int = "latest") -> tuple[Config, int]:
@@ -147,15 +154,21 @@ def resumable_step(config: Config, out: Path) -> int | None:
     if latest_step(out) is None:
         return None
     saved, step = load_run_config(out)
+    goes_on = step == saved.train.steps < config.train.steps
     for flag, (there, here) in differences(saved, config).items():
         if flag == "data.flip" and _flips(saved.data) == _flips(config.data):
             continue
-        more_steps = flag == "train.steps" and config.train.decay == "constant"
+        # A finished run may go on with another learning rate.
+        more_steps = (flag in _AFTER_THE_END and goes_on) or (
+            flag == "train.steps" and config.train.decay == "constant"
+        )
         # At step 0, with imported weights, only the model and the noising process are fixed.
         if not more_steps and (step or flag.startswith(("model.", "diffusion."))):
             raise ValueError(
                 f"{out} holds checkpoints of another configuration: --{flag} was {there} there "
-                f"and is {here} now; use the old value to continue, or another --out to start anew."
+                f"and is {here} now; use the old value to continue"
+                + ", and more steps once it has ended" * (flag == "train.steps")
+                + ", or another --out to start anew."
             )
     if step > config.train.steps:
         raise ValueError(
@@ -196,9 +209,10 @@ def _choose(directory: Path, checkpoint: str) -> int:
                 f"of {steps}."
             )
         return min(losses, key=losses.__getitem__)
-    if not checkpoint.isdigit() or int(checkpoint) not in steps:
+    if not is_number(checkpoint) or int(checkpoint) not in steps:
         raise ValueError(
-            f"the checkpoint asked for is {checkpoint}; {directory} has latest, best and {steps}."
+            f"the checkpoint asked for is {checkpoint[:40]}; {directory} has latest, best and "
+            f"{steps}."
         )
     return int(checkpoint)
 
@@ -248,4 +262,10 @@ def _damaged(checkpoint: Path, reason: str) -> ValueError:
 
 
 def _folder(directory: Path) -> Path:
-    return (directory / "checkpoints").absolute()  # Orbax takes absolute paths only
+    folder = (directory / "checkpoints").absolute()  # Orbax takes absolute paths only
+    if os.sep == "/" and "\\" in str(folder):
+        raise ValueError(
+            f"{directory} is {folder.parent} with a backslash in its path, where arrays of a "
+            "checkpoint would be written elsewhere; choose another name."
+        )
+    return folder

@@ -25,13 +25,14 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
-from ..config import Config, save_config
+from ..config import Config
 from ..data import Dataset, batches, load_dataset
-from ..data.dataset import about, check_record, mirrors, save_record
+from ..data.dataset import about, check_record, mirrors
 from ..devices import batch_sharding, describe, make_mesh, process_rows, state_shardings, to_global
 from ..diffusion.objective import loss_weights
 from ..files import to_json
 from ..model import build_unet, unet_apply, unet_shapes
+from ..processes import agree
 from .checkpoint import (
     checkpoints,
     latest_step,
@@ -40,10 +41,11 @@ from .checkpoint import (
     save_checkpoint,
     seal,
 )
+from .directory import only_one, open_directory
 from .halt import any_process, exploded, stop_signals
-from .journal import Metrics, journal, keep_metrics
+from .journal import Metrics, journal
 from .preview import Draw, finish, make_draw, save_preview
-from .state import TrainState, initial_state, make_optimizer
+from .state import TrainState, initial_state, learning_rate, make_optimizer
 from .step import Step, make_train_step
 from .validation import held_out_data, make_validation
 
@@ -57,11 +59,26 @@ def train(config: Config, console: Console) -> None:
     files, failed writes, and a diverged loss.
     """
     config.check()
+    agree(config)
     console = console if jax.process_index() == 0 else Console(quiet=True)
-    out, settings = Path(config.out), config.train
-    mesh = _mesh(config)
+    mesh, out = _mesh(config), Path(config.out)
     saved = resumable_step(config, out)
-    dataset, held_out = _open_data(config, saved)
+    data = _open_data(config, saved)
+    with only_one(out):
+        if latest_step(out) != saved:
+            raise ValueError(f"{out} was trained by another process meanwhile; start again.")
+        drawn = not config.train.sample_every or (out / "samples.png").exists()
+        if saved == config.train.steps and drawn:
+            console.print(f"{out} is finished at step {saved}; give more --train.steps to go on")
+        else:
+            _train(config, mesh, saved, *data, console)
+
+
+def _train(
+    config: Config, mesh: Mesh, saved: int | None, dataset: Dataset, held_out: Dataset,
+    console: Console,
+) -> None:  # fmt: skip
+    out, settings = Path(config.out), config.train
     apply, alpha_bar = unet_apply(config.model), config.diffusion.alpha_bar()
     weights = loss_weights(
         alpha_bar, config.diffusion.prediction, settings.loss_weight,
@@ -70,7 +87,7 @@ def train(config: Config, console: Console) -> None:
     state, shardings = prepare_state(config, mesh, out, saved)
     if saved is not None:
         console.print(f"{out} resumes from step {saved}")
-    _open_directory(config, dataset, saved or 0)
+    open_directory(config, dataset, saved or 0)
     flip = mirrors(config.data.flip, dataset)
     step, draw = prepare_step(config, weights, shardings, flip=flip), make_draw(config)
     validate = None
@@ -85,7 +102,7 @@ def train(config: Config, console: Console) -> None:
     )
     with stop_signals() as stop, jax.default_matmul_precision(settings.matmul_precision):
         stream = device_batches(config, dataset, mesh, saved or 0)
-        state = _run(config, state, step, stream, draw, validate, stop, console)
+        state = _run(config, state, step, stream, draw, validate, dataset.size, stop, console)
     if int(state.step) < settings.steps:
         done = f"stopped at step {int(state.step)} of {settings.steps}"
         console.print(f"{done}; checkpoint saved. Continue with:")
@@ -169,21 +186,6 @@ def _open_data(config: Config, saved: int | None, prepare: bool = True) -> tuple
     return dataset, held_out_data(config, dataset, prepare=prepare)
 
 
-def _open_directory(config: Config, dataset: Dataset, start: int) -> None:
-    """Make the run directory, write the configuration, and drop what will be logged again."""
-    out = Path(config.out)
-    if jax.process_index():
-        return
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        save_config(config, out / "config.json")
-        save_record(out, dataset)
-        keep_metrics(out / "metrics.jsonl", start)
-    except OSError as error:
-        problem = f"{error.filename} cannot be written ({error.strerror})"
-        raise ValueError(f"--out is {out}, and {problem}; choose another place.") from error
-
-
 def _run(
     config: Config,
     state: TrainState,
@@ -191,6 +193,7 @@ def _run(
     stream: Iterator[tuple[Any, Any]],
     draw: Draw,
     validate: Validate | None,
+    size: int,
     stop: threading.Event,
     console: Console,
 ) -> TrainState:
@@ -200,9 +203,15 @@ def _run(
     pause = 0.0  # seconds since the last report that were not training
     first = int(state.step) + 1
     log_file = None if jax.process_index() else out / "metrics.jsonl"
+    rate = learning_rate(settings)
+
+    def place(done: int) -> Metrics:
+        epoch = done * settings.batch_size / size
+        return {"learning_rate": float(rate(done - 1)), "epoch": round(epoch, 4)}
+
     with (
         checkpoints(out, settings.keep_checkpoints) as manager,
-        journal(log_file, settings.steps, settings.batch_size, first - 1, console) as report,
+        journal(log_file, settings, first - 1, place, console) as report,
     ):
         for done, batch in enumerate(islice(stream, settings.steps + 1 - first), first):
             start = time.perf_counter()

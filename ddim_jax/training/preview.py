@@ -60,8 +60,8 @@ def save_preview(images: np.ndarray, path: Path, console: Console) -> None:
         return
     try:
         save_grid(images, path)
-    except OSError as error:
-        console.print(f"warning: {path} cannot be written ({error.strerror}); training goes on")
+    except ValueError as error:
+        console.print(f"warning: {error} Training goes on.")
 
 
 def finish(
@@ -69,9 +69,12 @@ def finish(
 ) -> None:
     """Write the last sample grid, and print the Fréchet distance of raw pixels."""
     out, count = Path(config.out), config.train.evaluate_images
-    images = draw(state.ema, max(count, config.train.sample_images))
-    save_preview(images[: config.train.sample_images], out / "samples.png", console)
-    console.print(f"trained to step {int(state.step)}; samples in {out / 'samples.png'}")
+    shown = config.train.sample_images if config.train.sample_every else 0
+    images = draw(state.ema, max(count, shown)) if max(count, shown) else np.zeros(0)
+    if shown:
+        save_preview(images[:shown], out / "samples.png", console)
+    where = f"; samples in {out / 'samples.png'}" if shown else ""
+    console.print(f"trained to step {int(state.step)}{where}")
     if min(count, dataset.size) > 1 and jax.process_index() == 0:
         real = to_unit_range(dataset.read(np.arange(dataset.size)))
         fake = to_unit_range(images[:count])

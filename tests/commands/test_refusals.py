@@ -48,7 +48,7 @@ TRAIN = [
     ),
     (
         ["--out", "{tmp}/broken/x.png/run"],
-        "x.png/run cannot be written (Not a directory); choose another place",
+        "x.png/run cannot be made (Not a directory); choose another place",
     ),
 ]
 SAMPLE = [
@@ -119,11 +119,6 @@ def test_a_checkpoint_of_another_configuration(tiny_run, command, tmp_path):
         f"{tiny_run} holds checkpoints of another configuration: --train.learning-rate was 0.002 "
         "there and is 0.5 now" in err
     )
-    status, _, err = command("train", tmp_path / "config.json", "--train.steps", "30")
-    assert (status, "--train.steps was 3 there and is 30 now" in err) == (
-        1,
-        True,
-    )  # its cosine decay ends at step 3
     assert tree(tiny_run) == before
 
 
@@ -137,7 +132,7 @@ def test_a_truncated_checkpoint(tiny_run, command, tmp_path):
     before = tree(run)
     for name, arguments in (
         ("sample", ["generate", run, "--out", tmp_path / "x.png"]),
-        ("train", [run / "config.json", "--out", run]),
+        ("train", [run / "config.json", "--out", run, "--train.steps", 4]),
     ):
         status, _, err = command(name, *arguments)
         assert status == 1

@@ -102,7 +102,7 @@ def test_ctrl_c_then_kill_9_and_the_end_is_that_of_a_run_never_stopped(tmp_path,
     # A finished run is not trained again, and not backwards.
     log = (out / "metrics.jsonl").read_text()
     status, text, _ = command("train", *arguments)
-    assert (status, f"trained to step {saved + 5}" in text) == (0, True)
+    assert (status, f"is finished at step {saved + 5}" in text) == (0, True)
     assert (out / "metrics.jsonl").read_text() == log
     status, _, err = command("train", *arguments[:-1], saved)
     assert (status, f"already at step {saved + 5}; --train.steps is {saved}" in err) == (1, True)
