@@ -9,7 +9,7 @@ if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds
     signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"interrupted\n"), os._exit(130)))
 
 from ddim_jax import devices
-from ddim_jax.runtime import run
+from ddim_jax.runtime import leave, run
 
 
 def main() -> None:
@@ -31,4 +31,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    leave(run(main))

@@ -16,7 +16,7 @@ if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds
     signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"interrupted\n"), os._exit(130)))
 
 from ddim_jax import devices
-from ddim_jax.runtime import run
+from ddim_jax.runtime import leave, run
 
 
 def main() -> None:
@@ -82,4 +82,4 @@ def _training(about: str, default: Any, console: Any) -> Callable[..., None]:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    leave(run(main))

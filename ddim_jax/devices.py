@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ def setup() -> None:
     if settings.jax_compilation_cache_dir is None:
         caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
         settings.update("jax_compilation_cache_dir", str(caches / "ddim_jax" / "xla"))
+    # A full disk costs time only.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     # An image of a seed is the same whatever the environment says of these.
     settings.update("jax_threefry_partitionable", True)
     settings.update("jax_enable_x64", False)

@@ -17,11 +17,15 @@ import numpy as np
 _LONGEST_NAME, _LONGEST_PATH = 255, 3_800  # bytes; checkpoints add up to 200 to a path
 
 
+class CannotWrite(ValueError):
+    """A file cannot be written, and why."""
+
+
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A temporary path to write to, which is renamed to `path` if the block succeeds.
 
-    A failed write raises a ValueError, and what was at `path` before stays.
+    A failed write raises CannotWrite, and what was at `path` before stays.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "made" / "a.txt"
@@ -40,7 +44,7 @@ def whole(path: Path) -> Iterator[Path]:
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        raise ValueError(
+        raise CannotWrite(
             f"{path} cannot be written ({error.strerror or error}); free some space, or choose "
             "another place."
         ) from error
@@ -92,13 +96,21 @@ def make_directory(directory: Path, given: Path, flag: str = "--out") -> None:
         return
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / f".partial-{secrets.token_hex(6)}"
+    except OSError as error:
+        raise CannotWrite(
+            f"{flag} is {given}, and {error.filename} cannot be made ({error.strerror}); choose "
+            "another place."
+        ) from error
+    probe = directory / f".partial-{secrets.token_hex(6)}"
+    try:
         probe.write_bytes(b" ")
         probe.unlink()
     except OSError as error:
-        raise ValueError(
-            f"{flag} is {given}, and {error.filename or directory} cannot be made "
-            f"({error.strerror}); choose another place."
+        with contextlib.suppress(OSError):  # of a full disk
+            probe.unlink()
+        raise CannotWrite(
+            f"{flag} is {given}, and {directory} cannot be written to ({error.strerror}); choose "
+            "another place."
         ) from error
 
 

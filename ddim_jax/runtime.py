@@ -12,7 +12,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 
@@ -70,6 +70,19 @@ def run(command: Callable[[], None], *folders: Path) -> int:
             raise
 
 
+def leave(status: int) -> NoReturn:
+    """End the process; after Ctrl-C without Python's tidying up, which a half import can crash."""
+    if status == 130:
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def _at_once(*_: Any) -> NoReturn:
+    os.write(2, b"interrupted\n")
+    os._exit(130)
+
+
 def _failed(text: str, status: int) -> int:
     print(text, file=sys.stderr)
     fail(f"ended: {text.removeprefix('error: ')}", status)
@@ -105,7 +118,9 @@ def _ctrl_c() -> Iterator[None]:
 
 
 def _unraisable(found: Any) -> None:
-    """Python's own hook, but for what TensorStore's threads say after a write that failed."""
+    """Python's own hook, but for Ctrl-C, and what TensorStore says after a write that failed."""
+    if found.exc_type is KeyboardInterrupt:  # in a callback, from where it would go no further
+        _at_once()
     if str(found.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(found)
 

@@ -15,6 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from ..devices import describe, full_batch
+from ..files import make_directory
 from ..images import save_rows
 from ..metrics import STATISTICS, Statistics
 from ..settings import Range, at_least
@@ -100,6 +101,8 @@ def run(config: Config, console: Console) -> None:
     for warning in warnings:
         console.print(f"warning: {warning}")
     # All that can be refused is refused before the first image is drawn.
+    directory = source.directory / "ablations" / config.name
+    make_directory(directory, directory, "--name")
     features = load_features(config, source.directory, source.image_shape[-1], console)
     reference = open_reference(
         _images(config, source, features), features, source.directory / "ablations" / "reference"
@@ -128,7 +131,6 @@ def run(config: Config, console: Console) -> None:
     labels |= {"bits": elbo_label} if config.likelihood else {}
     results = _results(config, source.data.source, entries, labels, baseline, compilations)
     results["warnings"] = warnings
-    directory = source.directory / "ablations" / config.name
     from .report import write_report  # imports matplotlib for half a second
 
     pictures = {cell.name: made.pictures(_SHOWN) for cell, made in zip(grid, drawn, strict=True)}

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from rich.console import Console
 
-from ..files import whole
+from ..files import check_output, whole
 from ..settings import SEED, at_least
 from .features import apply_classifier, classifier_path, initial_classifier
 from .flags import SourceFlags
@@ -32,13 +32,14 @@ def run(config: Config, console: Console) -> None:
     data = source.reference()
     if data.labels is None:
         raise ValueError(f"the data of {source.name} have no labels; use --features pixels.")
+    path = classifier_path(source.directory)
+    check_output(path, "RUN")
     order = np.random.default_rng(config.seed).permutation(len(data.images))
     held_out = order[: len(order) // 5]
     params = _fit(data, order[len(held_out) :], config)
     parts = np.array_split(held_out, 8)
     scores = np.concatenate([apply_classifier(params, data.images[part])[1] for part in parts])
     accuracy = float(np.mean(scores.argmax(1) == data.labels[held_out]))
-    path = classifier_path(source.directory)
     with whole(path) as partial:
         np.savez(partial, *jax.tree.leaves(params))
     console.print(

@@ -14,7 +14,7 @@ import tyro
 from rich.console import Console
 
 from ..devices import describe, full_batch
-from ..files import digest, make_directory
+from ..files import check_output, digest
 from ..metrics import STATISTICS, Points, Statistics, interval, save_statistics
 from ..settings import Range
 from .cells import Drawing, draw_cells
@@ -50,7 +50,7 @@ class Config(FeatureFlags, SamplerFlags):
                 raise ValueError(
                     f"--save-statistics is {self.save_statistics}; its name must end in .npz."
                 )
-            make_directory(self.save_statistics.parent, self.save_statistics)
+            check_output(self.save_statistics, "--save-statistics")
 
 
 class Samples(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from ..diffusion.sampling import Trajectory
-from ..files import make_directory
+from ..files import check_output
 from ..images import save_animation, save_rows, to_uint8
 from ..sampler import labelled, make_sampler
 from ..settings import at_least
@@ -37,7 +37,8 @@ class Config(SamplerFlags):
 def run(config: Config, console: Console) -> None:
     """Write x_t and x̂_0(x_t, t) at selected steps; the last of both is x_0."""
     config.check()
-    make_directory(config.out.parent, config.out)
+    for suffix in (".png", ".gif"):
+        check_output(config.out.with_suffix(suffix))
     ready = config.ready(min(config.batch_size, config.num_images), console)
     states = walk(ready, config.num_images, console)
     if jax.process_index():

@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 
 from ..architecture import UNetConfig
 from ..config import DiffusionConfig
+from ..files import whole, write
 from .diffusers_layout import (
     diffusers_name,
     learns_sigma,
@@ -140,8 +141,11 @@ def save_diffusers(
         )
         for name, leaf in _named(params).items()
     }
-    path.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path / f"{_WEIGHTS}.safetensors", metadata={"format": "pt"})
+    with whole(path / f"{_WEIGHTS}.safetensors") as partial:
+        try:
+            save_file(tensors, partial, metadata={"format": "pt"})
+        except safetensors.SafetensorError as error:
+            raise OSError(str(error)) from error
     settings = {"config": unet_to_diffusers(config)}
     if diffusion is not None:
         settings["scheduler_config"] = schedule_to_diffusers(diffusion)
@@ -151,7 +155,7 @@ def save_diffusers(
             "unet": ["diffusers", "UNet2DModel"],
         }
     for name, values in settings.items():
-        (path / f"{name}.json").write_text(json.dumps(values, indent=2) + "\n")
+        write(path / f"{name}.json", json.dumps(values, indent=2) + "\n")
 
 
 def _state_dict(path: Path) -> Tensors:

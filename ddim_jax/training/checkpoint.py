@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from ..config import Config, DataConfig, config_from_dict
-from ..files import file_sha256, write
+from ..files import file_sha256, make_directory, write
 from ..model import unet_shapes
 from ..settings import differences, is_number
 from .state import TrainState
@@ -51,6 +51,7 @@ def checkpoints(directory: Path, keep: int) -> Iterator[ocp.CheckpointManager]:
         best_fn=lambda metrics: metrics[_METRIC],  # without it the metrics are not written
         cleanup_tmp_directories=True,
     )
+    make_directory(_folder(directory), directory)  # else Orbax's threads would wait for ever
     manager = ocp.CheckpointManager(_folder(directory), options=options)
     try:
         yield manager

@@ -15,6 +15,7 @@ from ..devices import full_batch, make_mesh
 from ..diffusion.reverse import step_table
 from ..diffusion.sigmas import eta
 from ..diffusion.timesteps import TIMESTEPS
+from ..files import CannotWrite
 from ..images import save_grid, to_uint8, to_unit_range
 from ..metrics import frechet_distance
 from ..model import unet_apply
@@ -60,7 +61,7 @@ def save_preview(images: np.ndarray, path: Path, console: Console) -> None:
         return
     try:
         save_grid(images, path)
-    except ValueError as error:
+    except CannotWrite as error:
         console.print(f"warning: {error} Training goes on.")
 
 

@@ -162,7 +162,8 @@ def test_writers_of_one_file_have_names_of_their_own(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "statvfs"), reason="POSIX")
 def test_a_full_disk_says_one_sentence(tmp_path):
     """Orbax, asyncio and TensorStore's threads would print pages."""
-    config = tiny_config(presets()["digits"], tmp_path / "run", steps=30, checkpoint_every=10)
+    often = {"checkpoint_every": 10, "log_every": 30}
+    config = tiny_config(presets()["digits"], tmp_path / "run", steps=30, **often)
     save_config(config, tmp_path / "config.json")
     done = subprocess.run(
         [sys.executable, "-c", FULL, tmp_path / "config.json"],

@@ -44,7 +44,7 @@ TRAIN = [
     (["export", "{tmp}/empty", "{tmp}/folder"], "holds no checkpoint"),
     (
         ["export", "{run}", "{tmp}/broken/x.png"],
-        "x.png cannot be written (File exists); choose another place",
+        "x.png cannot be made (File exists); choose another place",
     ),
     (
         ["--out", "{tmp}/broken/x.png/run"],
