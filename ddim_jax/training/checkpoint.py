@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from ..config import Config, DataConfig, config_from_dict
+from ..config import Config, config_from_dict
 from ..files import file_sha256, make_directory, write
 from ..model import unet_shapes
-from ..settings import differences, is_number
+from ..settings import is_number
 from .state import TrainState
 
 _SUMS = "SHA256SUMS"
 _METRIC = "validation_loss"
+_REMOVAL = 2.0  # seconds that removing a checkpoint may take
 _SMALL_FILES = 200_000  # bytes of a checkpoint's configuration, indices and checksums
-_AFTER_THE_END = ("train.steps", "train.decay", "train.learning-rate", "train.warmup-steps")
 
 
 @contextlib.contextmanager
@@ -100,7 +101,7 @@ def seal(manager: ocp.CheckpointManager) -> None:
         if step is None or (folder / _SUMS).exists() or jax.process_index():
             return
         files = sorted(path for path in folder.rglob("*") if path.is_file())
-        sums = (f"{file_sha256(path)}  {path.relative_to(folder)}\n" for path in files)
+        sums = (f"{file_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
         write(folder / _SUMS, "".join(sums))
 
 
@@ -147,42 +148,10 @@ def load_run_config(directory: Path, checkpoint: str | int = "latest") -> tuple[
     """The configuration in one of a run's checkpoints, and its step."""
     step = _choose(directory, str(checkpoint))
     values = _restore(directory, step, {"config": ocp.args.JsonRestore()})["config"]
-    return config_from_dict(values), step
-
-
-def resumable_step(config: Config, out: Path) -> int | None:
-    """The step to resume from, or None for a new run."""
-    if latest_step(out) is None:
-        return None
-    saved, step = load_run_config(out)
-    goes_on = step == saved.train.steps < config.train.steps
-    for flag, (there, here) in differences(saved, config).items():
-        if flag == "data.flip" and _flips(saved.data) == _flips(config.data):
-            continue
-        # A finished run may go on with another learning rate.
-        more_steps = (flag in _AFTER_THE_END and goes_on) or (
-            flag == "train.steps" and config.train.decay == "constant"
-        )
-        # At step 0, with imported weights, only the model and the noising process are fixed.
-        if not more_steps and (step or flag.startswith(("model.", "diffusion."))):
-            raise ValueError(
-                f"{out} holds checkpoints of another configuration: --{flag} was {there} there "
-                f"and is {here} now; use the old value to continue"
-                + ", and more steps once it has ended" * (flag == "train.steps")
-                + ", or another --out to start anew."
-            )
-    if step > config.train.steps:
-        raise ValueError(
-            f"{out} is already at step {step}; --train.steps is {config.train.steps}: give more "
-            "steps, or another --out."
-        )
-    return step
-
-
-def _flips(data: DataConfig) -> bool | None:
-    """What --data.flip comes to, where the source's own default is known."""
-    default = {"digits": False, "emoji": False, "cifar10": True}.get(data.source)
-    return default if data.flip is None or default is False else data.flip
+    config = config_from_dict(values)
+    config.model.check()
+    config.diffusion.check()
+    return config, step
 
 
 def _choose(directory: Path, checkpoint: str) -> int:
@@ -198,12 +167,7 @@ def _choose(directory: Path, checkpoint: str) -> int:
         return latest
     steps = _steps(directory)
     if checkpoint == "best":
-        paths = {step: _folder(directory) / str(step) / "metrics" / "metrics" for step in steps}
-        losses = {
-            step: json.loads(path.read_text())[_METRIC]
-            for step, path in paths.items()
-            if path.exists()
-        }
+        losses = {step: loss for step in steps if (loss := _loss(directory, step)) is not None}
         if not losses:
             raise ValueError(
                 f"no checkpoint of {directory} has a validation loss; ask for the latest, or one "
@@ -218,18 +182,49 @@ def _choose(directory: Path, checkpoint: str) -> int:
     return int(checkpoint)
 
 
+def _loss(directory: Path, step: int) -> float | None:
+    """The validation loss of a checkpoint; None without one, or if its file is damaged."""
+    path = _folder(directory) / str(step) / "metrics" / "metrics"
+    try:
+        loss = float(json.loads(path.read_text("utf-8"))[_METRIC])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return loss if np.isfinite(loss) else None
+
+
 def load_run(directory: str | Path, checkpoint: str | int = "latest") -> tuple[Config, Any]:
     """The configuration and the averaged (EMA) weights of a run: (Config, params).
 
     `checkpoint` is "latest", "best" (the lowest validation loss of those kept), or a step. Params
     have the structure that `build_unet` returns.
     """
-    config, step = load_run_config(Path(directory), checkpoint)
-    # Only shapes: nothing is computed. NumPy arrays, since each process reads all of them.
-    shapes = unet_shapes(config.model)
-    template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
-    ema = _restore(Path(directory), step, {"ema": ocp.args.StandardRestore(template)})["ema"]
-    return config, jax.device_put(ema)
+    return open_run(Path(directory), checkpoint)[:2]
+
+
+def open_run(directory: Path, checkpoint: str | int = "latest") -> tuple[Config, Any, int]:
+    """What `load_run` returns, and the step; also while a training removes old checkpoints."""
+    step = _choose(directory, str(checkpoint))
+    try:
+        config, _ = load_run_config(directory, step)
+        # Only shapes: nothing is computed. NumPy arrays, since each process reads all of them.
+        shapes = unet_shapes(config.model)
+        template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
+        ema = _restore(directory, step, {"ema": ocp.args.StandardRestore(template)})["ema"]
+    except ValueError:
+        if not _removed(directory, step):
+            raise
+        return open_run(directory, checkpoint)
+    return config, jax.device_put(ema), step
+
+
+def _removed(directory: Path, step: int) -> bool:
+    """Whether a training has removed a checkpoint, as it does with all but the newest."""
+    deadline = time.monotonic() + _REMOVAL
+    while latest_step(directory) != step and (_folder(directory) / str(step)).exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return not (_folder(directory) / str(step)).exists()
 
 
 def _restore(directory: Path, step: int, items: dict[str, Any]) -> Any:
@@ -245,8 +240,12 @@ def _restore(directory: Path, step: int, items: dict[str, Any]) -> Any:
 def _verify(checkpoint: Path, items: set[str]) -> None:
     """Compare the files of some items with their checksums, if there are checksums."""
     sums = checkpoint / _SUMS
-    for line in sums.read_text().splitlines() if sums.exists() else []:
-        expected, name = line.split("  ", 1)
+    for line in sums.read_text("utf-8", "replace").splitlines() if sums.exists() else []:
+        expected, _, name = line.partition("  ")
+        if not name:
+            raise ValueError(
+                f"{sums} is damaged; remove it to read the checkpoint without its checksums."
+            )
         if name.split("/")[0] in items:
             path = checkpoint / name
             if not path.is_file():

@@ -1,4 +1,4 @@
-"""A run directory: one training at a time, and the small files that it begins with.
+"""A run directory: one training at a time, what may resume there, and its small files.
 
 RUN/.lock      held, by the operating system, as long as the process lives
 RUN/.holder    which process that is
@@ -13,11 +13,15 @@ from pathlib import Path
 import jax
 from filelock import FileLock, Timeout
 
-from ..config import Config, save_config
+from ..config import Config, DataConfig, save_config
 from ..data import Dataset
 from ..data.dataset import save_record
 from ..files import make_directory
+from ..settings import differences
+from .checkpoint import latest_step, load_run_config
 from .journal import keep_metrics
+
+_AFTER_THE_END = ("train.steps", "train.decay", "train.learning-rate", "train.warmup-steps")
 
 
 @contextlib.contextmanager
@@ -53,6 +57,41 @@ def only_one(run: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):  # Windows keeps open files
                 file.unlink()
         lock.release()
+
+
+def resumable_step(config: Config, out: Path) -> int | None:
+    """The step to resume from, or None for a new run."""
+    if latest_step(out) is None:
+        return None
+    saved, step = load_run_config(out)
+    goes_on = step == saved.train.steps < config.train.steps
+    for flag, (there, here) in differences(saved, config).items():
+        if flag == "data.flip" and _flips(saved.data) == _flips(config.data):
+            continue
+        # A finished run may go on with another learning rate.
+        more_steps = (flag in _AFTER_THE_END and goes_on) or (
+            flag == "train.steps" and config.train.decay == "constant"
+        )
+        # At step 0, with imported weights, only the model and the noising process are fixed.
+        if not more_steps and (step or flag.startswith(("model.", "diffusion."))):
+            raise ValueError(
+                f"{out} holds checkpoints of another configuration: --{flag} was {there} there "
+                f"and is {here} now; use the old value to continue"
+                + ", and more steps once it has ended" * (flag == "train.steps")
+                + ", or another --out to start anew."
+            )
+    if step > config.train.steps:
+        raise ValueError(
+            f"{out} is already at step {step}; --train.steps is {config.train.steps}: give more "
+            "steps, or another --out."
+        )
+    return step
+
+
+def _flips(data: DataConfig) -> bool | None:
+    """What --data.flip comes to, where the source's own default is known."""
+    default = {"digits": False, "emoji": False, "cifar10": True}.get(data.source)
+    return default if data.flip is None or default is False else data.flip
 
 
 def open_directory(config: Config, dataset: Dataset, start: int) -> None:

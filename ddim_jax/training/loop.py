@@ -37,11 +37,10 @@ from .checkpoint import (
     checkpoints,
     latest_step,
     restore_state,
-    resumable_step,
     save_checkpoint,
     seal,
 )
-from .directory import only_one, open_directory
+from .directory import only_one, open_directory, resumable_step
 from .halt import any_process, exploded, stop_signals
 from .journal import Metrics, journal
 from .preview import Draw, finish, make_draw, save_preview
@@ -86,7 +85,8 @@ def _train(
     )  # fmt: skip
     state, shardings = prepare_state(config, mesh, out, saved)
     if saved is not None:
-        console.print(f"{out} resumes from step {saved}")
+        rate = float(learning_rate(settings)(saved))
+        console.print(f"{out} resumes from step {saved} with a learning rate of {rate:.3g}")
     open_directory(config, dataset, saved or 0)
     flip = mirrors(config.data.flip, dataset)
     step, draw = prepare_step(config, weights, shardings, flip=flip), make_draw(config)
