@@ -12,10 +12,10 @@ from filelock import FileLock
 from rich.console import Console
 
 from ddim_jax.config import load_config, presets, save_config
-from ddim_jax.files import check_output, check_path, make_directory, whole, write
+from ddim_jax.files import check_output, check_path, make_directory, read_arrays, whole, write
 from ddim_jax.training import directory, train
 from ddim_jax.training.directory import only_one
-from tests.commands import metrics, tree
+from tests.commands import metrics, start, tree
 from tests.conftest import ROOT, tiny_config
 
 HOLD = """
@@ -192,3 +192,21 @@ status = run(train.main)
 time.sleep(0.5)  # the threads of TensorStore
 sys.exit(status)
 """
+
+
+@pytest.mark.slow
+def test_two_ablations_at_once_into_one_directory(copy_of_run, command):
+    """Each draws what it does not find; no file is half one's and half the other's."""
+    flags = ["--sigma", "eta=0", "eta=1", "--steps", 2, 3, "--num-images", 24, "--batch-size", 8]
+    processes = [start("sample", "ablate", copy_of_run, *flags) for _ in range(2)]
+    for process in processes:
+        assert process.communicate()[1] == ""
+        assert process.returncode == 0
+    files = list((copy_of_run / "ablations" / "cells").rglob("*"))
+    assert len([file for file in files if file.name.startswith("000000")]) == 4 * 3
+    assert all(file.is_dir() or read_arrays(file) for file in files)
+    assert not [path for path in tree(copy_of_run) if ".partial-" in path]
+    status, out, err = command("sample", "ablate", copy_of_run, *flags)
+    assert (status, err) == (0, "")
+    assert "12 of 12 batches already exist" in out
+    assert "4 of 4 cells are already measured" in out
