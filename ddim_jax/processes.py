@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 from jax._src import distributed  # the store has no public name
 
@@ -40,8 +40,8 @@ def watch() -> None:
                     continue
                 return  # the service has ended, in an orderly way
             if not _ending.is_set():
-                print(f"error: {reason}", file=sys.stderr, flush=True)
-                os._exit(1)
+                print(f"error: {reason}", file=sys.stderr)
+                _end(1)
 
     threading.Thread(target=look, daemon=True).start()
 
@@ -52,20 +52,18 @@ def fail(reason: str, status: int) -> None:
         return
     _ending.set()
     with contextlib.suppress(Exception):  # another one has failed before, or all are gone
-        _client().key_value_set(_FAILED, f"process {distributed.global_state.process_id} {reason}")
-    sys.stdout.flush()
-    sys.stderr.flush()
-    time.sleep(3 * _POLL)  # the first process holds the store: the others must see it
-    os._exit(status)
+        _client().key_value_set(_FAILED, f"process {_index()} {reason}")
+    _end(status)
 
 
 def agree(settings: Any) -> None:
     """Raise a ValueError unless all processes were started with the same settings."""
     if not several():
         return
-    key, own = f"ddim_jax/settings/{next(_calls)}", _by_flag(dataclasses.asdict(settings))
-    own["command"] = f"{type(settings).__module__}.{type(settings).__name__}"
-    if distributed.global_state.process_id == 0:
+    key = f"ddim_jax/settings/{next(_calls)}"
+    command = {"command": type(settings).__module__.split(".")[-1]}
+    own = command | _by_flag(dataclasses.asdict(settings))
+    if _index() == 0:
         _client().key_value_set(key, json.dumps(own))
         return
     first = json.loads(_client().blocking_key_value_get(key, _PATIENCE))
@@ -73,14 +71,27 @@ def agree(settings: Any) -> None:
         there, here = first.get(name), own.get(name)
         if there != here and name not in _LOCAL:
             raise ValueError(
-                f"--{name} is {here} in process {distributed.global_state.process_id} and {there} "
-                "in process 0; start all with the same flags."
+                f"{name if name in command else '--' + name} is {here} in process {_index()} and "
+                f"{there} in process 0; start all with the same command line."
             )
 
 
 def several() -> bool:
     """Whether this process is connected to others."""
     return _client() is not None
+
+
+def _end(status: int) -> NoReturn:
+    """End without the barrier at which JAX waits for the others."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if _index() == 0:  # the store ends with it: first all must have looked
+        time.sleep(3 * _POLL)
+    os._exit(status)
+
+
+def _index() -> int:
+    return distributed.global_state.process_id
 
 
 def _client() -> Any:

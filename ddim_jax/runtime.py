@@ -63,7 +63,7 @@ def run(command: Callable[[], None], *folders: Path) -> int:
             return _failed(f"error: {what} cannot be written ({error.strerror}).", 1)
         except SystemExit as error:
             if error.code:
-                fail(f"ended with status {error.code}", 2)
+                fail(f"ended with status {error.code}", int(error.code))
             raise
         except BaseException as error:
             _unexpected(error)

@@ -236,10 +236,10 @@ def _read(flag: str, path: Path) -> Any:
         if path.suffix == ".npy":
             values: Any = np.load(path, allow_pickle=False)
         elif path.suffix == ".csv":
-            with open(path, newline="") as file:
+            with open(path, newline="", encoding="utf-8") as file:
                 values = [[float(number) for number in row] for row in csv.reader(file) if row]
         else:
-            values = json.loads(path.read_text())
+            values = json.loads(path.read_text("utf-8"))
         if isinstance(values, dict):
             return {key: np.asarray(column, np.float64) for key, column in values.items()}
         return np.asarray(values, np.float64)
@@ -247,5 +247,5 @@ def _read(flag: str, path: Path) -> Any:
         raise ValueError(
             f"--{flag} {path} cannot be read ({error.strerror or error}); give an array file."
         ) from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"--{flag} {path} is not an array of numbers ({error}).") from error

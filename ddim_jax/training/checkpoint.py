@@ -54,12 +54,16 @@ def checkpoints(directory: Path, keep: int) -> Iterator[ocp.CheckpointManager]:
     )
     make_directory(_folder(directory), directory)  # else Orbax's threads would wait for ever
     manager = ocp.CheckpointManager(_folder(directory), options=options)
+    failed = True
     try:
         yield manager
         seal(manager)
+        failed = False
     finally:
-        with contextlib.suppress(Exception):  # seal has reported the failure
-            manager.close()
+        # After a failure, closing would wait for other processes, which do not know of it.
+        if not failed or jax.process_count() == 1:
+            with contextlib.suppress(Exception):  # seal has reported the failure
+                manager.close()
 
 
 def save_checkpoint(

@@ -228,7 +228,8 @@ def _run(
                 window = jax.device_get(window)
                 _check_losses(window, done, config, manager)
             start = time.perf_counter()
-            judged = validate(state.ema) if validate and save else None
+            # After a signal the state is saved first, and nothing else is done.
+            judged = validate(state.ema) if validate and save and not halt else None
             pause += time.perf_counter() - start
             if log:
                 report(done, window, pause, judged)
@@ -236,7 +237,7 @@ def _run(
             start = time.perf_counter()
             if save:
                 save_checkpoint(manager, state, config, judged)
-            if settings.sample_every and done % settings.sample_every == 0:
+            if settings.sample_every and done % settings.sample_every == 0 and not halt:
                 images = draw(state.ema, settings.sample_images)
                 save_preview(images, out / "samples" / f"step_{done:07d}.png", console)
             pause += time.perf_counter() - start
