@@ -237,11 +237,12 @@ def _run(
             start = time.perf_counter()
             if save:
                 save_checkpoint(manager, state, config, judged)
+            halt = halt or any_process(stop, False)
             if settings.sample_every and done % settings.sample_every == 0 and not halt:
                 images = draw(state.ema, settings.sample_images)
                 save_preview(images, out / "samples" / f"step_{done:07d}.png", console)
             pause += time.perf_counter() - start
-            if halt:
+            if halt and save:
                 break
     return state
 

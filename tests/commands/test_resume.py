@@ -14,7 +14,7 @@ from rich.console import Console
 
 from ddim_jax.config import presets
 from ddim_jax.model import unet_shapes
-from ddim_jax.training import directory, initial_state, load_run, make_optimizer, train
+from ddim_jax.training import directory, initial_state, load_run, loop, make_optimizer, train
 from ddim_jax.training.checkpoint import latest_step, restore_state
 from tests.commands import metrics, start, tree
 from tests.conftest import tiny_config
@@ -46,6 +46,21 @@ def received():
     before = signal.signal(signal.SIGINT, lambda number, _: numbers.append(number))
     yield numbers
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.slow
+def test_after_a_signal_the_state_is_saved_and_nothing_else_is_done(tmp_path, monkeypatch):
+    """Validation and previews take minutes on a large model; a scheduler kills after 30 seconds."""
+    judged, drawn = [], []
+    monkeypatch.setattr(loop, "make_validation", lambda *_: lambda _: judged.append(1) or 1.0)
+    monkeypatch.setattr(loop, "make_draw", lambda _: lambda *_: drawn.append(1))
+    monkeypatch.setattr(loop, "save_preview", lambda *_: None)
+    often = {"checkpoint_every": 2, "sample_every": 1, "validate_images": 4}
+    config = tiny_config(presets()["digits"], tmp_path, steps=100, decay="constant", **often)
+    console = Console(file=Interrupting(tmp_path, 5, signal.SIGTERM), soft_wrap=True)
+    train(config, console)  # the signal comes with the report of step 5
+    assert (latest_step(tmp_path), len(judged), len(drawn)) == (6, 2, 4)
+    assert "stopped at step 6 of 100; checkpoint saved" in console.file.getvalue()
 
 
 def kill_between_checkpoints(arguments, out):
