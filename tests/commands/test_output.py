@@ -1,6 +1,9 @@
 """What cannot be written: found before the work, or one sentence, and what was there stays."""
 
+import ast
+import ctypes
 import errno
+import io
 import os
 import signal
 import subprocess
@@ -155,3 +158,46 @@ def test_ctrl_c_in_a_callback_that_swallows_exceptions(ended, monkeypatch, capfd
     runtime.run(command)
     assert ended == [130]
     assert capfd.readouterr().err.startswith("interrupted\n")
+
+
+def test_a_terminal_without_the_papers_letters(monkeypatch):
+    """As on Windows; σ is then a question mark."""
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="cp1252"))
+    assert runtime.run(lambda: print("σ = 0.5, τ ü")) == 0
+    assert raw.getvalue().decode("cp1252").strip() == "? = 0.5, ? ü"
+
+
+def test_a_system_whose_libraries_need_a_name(monkeypatch):
+    """As on Windows."""
+
+    def load(name):
+        raise TypeError("argument of type 'NoneType' is not iterable")
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    assert runtime.run(lambda: None) == 0
+
+
+def text_files(tree):
+    """The calls that open a text file in a Python file, and whether they say its encoding."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        said = any(keyword.arg == "encoding" for keyword in node.keywords)
+        if name == "read_text":
+            yield said or bool(node.args)
+        elif name == "write_text":
+            yield said or len(node.args) > 1
+        elif name == "open" and isinstance(node.func, ast.Name):
+            mode = node.args[1].value if len(node.args) > 1 else "r"
+            yield said or "b" in mode
+
+
+def test_every_text_file_is_utf_8_on_every_system():
+    found = {
+        path.name: list(text_files(ast.parse(path.read_text("utf-8"))))
+        for path in (ROOT / "ddim_jax").rglob("*.py")
+    }
+    assert sum(map(len, found.values())) > 10
+    assert [name for name, said in found.items() if not all(said)] == []
