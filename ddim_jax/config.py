@@ -243,8 +243,16 @@ def save_config(config: Config, path: Path) -> None:
 
 
 def load_config(path: Path) -> Config:
-    """Read a configuration that `save_config` wrote; a problem with it raises a ValueError."""
-    return config_from_dict(read_json(path, f"a preset ({', '.join(presets())}) or a config.json"))
+    """Read a configuration that `save_config` wrote; a problem with it raises a ValueError.
+
+    That of a run continues the directory that it is in, which may have been moved or copied.
+    """
+    config = config_from_dict(
+        read_json(path, f"a preset ({', '.join(presets())}) or a config.json")
+    )
+    run = path.parent
+    moved = (run / "checkpoints").is_dir() and run.resolve() != Path(config.out).resolve()
+    return dataclasses.replace(config, out=str(run)) if moved else config
 
 
 def config_from_dict(values: Any) -> Config:

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import safetensors
 
 _LONGEST_NAME, _LONGEST_PATH = 255, 3_800  # bytes; checkpoints add up to 200 to a path
 
@@ -43,10 +44,10 @@ def whole(path: Path) -> Iterator[Path]:
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
-    except OSError as error:
+    except (OSError, safetensors.SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise CannotWrite(
-            f"{path} cannot be written ({error.strerror or error}); free some space, or choose "
-            "another place."
+            f"{path} cannot be written ({reason}); free some space, or choose another place."
         ) from error
 
 

@@ -3,6 +3,7 @@ import inspect
 import itertools
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,3 +134,19 @@ def test_the_seed_is_a_number_of_32_bits():
     for seed in (-1, 2**32):
         with pytest.raises(ValueError, match=f"--seed is {seed}"):
             replace(Config(), seed=seed).check()
+
+
+def test_the_configuration_of_a_run_that_was_moved_continues_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = replace(Config(), out="old")
+    for directory in ("old", "new", "elsewhere"):
+        save_config(config, tmp_path / directory / "config.json")
+    for directory in ("old", "new"):
+        (tmp_path / directory / "checkpoints").mkdir()
+    assert load_config(Path("old/config.json")) == config
+    assert load_config(Path("new/config.json")) == replace(config, out="new")
+    absolute = tmp_path / "new" / "config.json"
+    assert load_config(absolute).out == str(tmp_path / "new")
+    assert load_config(Path("elsewhere/config.json")) == config  # not a run
+    monkeypatch.chdir(tmp_path / "new")
+    assert load_config(Path("config.json")).out == "."

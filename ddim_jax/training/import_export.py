@@ -26,8 +26,9 @@ class ImportConfig:
     on the Hugging Face Hub."""
     run: tyro.conf.Positional[Path]
     """The run directory to make."""
-    image_size: int = UNetConfig.image_size
-    """Height and width of the images, for an official checkpoint (a diffusers folder has it)."""
+    image_size: int | None = None
+    """Height and width of the images, for an official checkpoint (a diffusers folder has it). By
+    default that at which its attention is at 16×16, as in all of DDPM's, or 32."""
     groups: int = UNetConfig.groups
     """Groups of GroupNorm, for an official checkpoint (a diffusers folder has it)."""
 
@@ -70,6 +71,16 @@ def import_run(config: ImportConfig, console: Console) -> None:
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     size = f"{count:,} parameters for images {model.image_shape()}"
     console.print(f"{config.run}: {size}, from {config.weights}")
+    if (
+        not weights.is_dir()
+        and model.attention_resolutions
+        and 16 not in (model.attention_resolutions)
+    ):
+        console.print(
+            f"warning: at --image-size {config.image_size} the attention is at "
+            f"{max(model.attention_resolutions)}×{max(model.attention_resolutions)}, in DDPM's own "
+            "models at 16×16; without the flag the weights tell the size"
+        )
     for remark in import_remarks(weights):
         console.print(f"  {remark}")
 
