@@ -19,6 +19,7 @@ from .settings import (
     ABOVE_0,
     BETWEEN_0_AND_1,
     FRACTION,
+    MANY,
     SEED,
     Free,
     Range,
@@ -79,7 +80,7 @@ class DataConfig(DataFiles, DataSource):
 class DiffusionConfig:
     """The noising process."""
 
-    num_steps: Annotated[int, at_least(1)] = 1000
+    num_steps: Annotated[int, at_least(1, MANY)] = 1000
     """T, the number of noising steps."""
     schedule: Literal[*BETAS] = "linear"  # type: ignore[valid-type]
     """β schedule: linear (DDPM, DDIM), cosine (Nichol and Dhariwal), or another of DDPM's code."""
@@ -119,11 +120,11 @@ class Conduct(Free):
     """Steps between lines of metrics.jsonl."""
     sample_every: Annotated[int, at_least(0)] = 5_000
     """Steps between sample grids, besides the one at the end; 0: none at all."""
-    sample_images: Annotated[int, at_least(1)] = 64
+    sample_images: Annotated[int, at_least(1, MANY)] = 64
     """Images in a sample grid."""
     sample_steps: Annotated[int, at_least(1)] = 50
     """Reverse steps S (quadratic τ, η = 0) of the samples drawn during training."""
-    evaluate_images: Annotated[int, at_least(0)] = 0
+    evaluate_images: Annotated[int, at_least(0, MANY)] = 0
     """Samples drawn at the end for a Fréchet distance of pixels to the train split; 0: none."""
     checkpoint_every: Annotated[int, at_least(1)] = 5_000
     """Steps between checkpoints; the last step is always saved."""
@@ -139,9 +140,9 @@ class TrainConfig(Conduct):
 
     steps: Annotated[int, at_least(1)] = 800_000
     """Total number of training steps, including those before an interruption."""
-    batch_size: Annotated[int, at_least(1)] = 128
+    batch_size: Annotated[int, at_least(1, MANY)] = 128
     """Images per step, over all devices."""
-    accumulate: Annotated[int, at_least(1)] = 1
+    accumulate: Annotated[int, at_least(1, MANY)] = 1
     """Process a batch in this many parts and average the gradients: less memory, same step."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of activations and matrix products; weights, EMA, statistics and loss stay float32."""

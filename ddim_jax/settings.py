@@ -16,12 +16,15 @@ class Range(NamedTuple):
     allowed: str
 
 
-def at_least(low: int) -> Range:
-    """Numbers ≥ `low`."""
-    return Range(lambda value: value >= low, f"{low} or more")
+def at_least(low: int, most: int = 2**31 - 1) -> Range:
+    """Numbers ≥ `low`, up to `most`."""
+    return Range(lambda value: low <= value <= most, f"{low} or more, up to {most:,}")
 
 
+MANY = 1_000_000  # more images at once, or times, than any machine holds
 ABOVE_0 = Range(lambda value: value > 0, "above 0")
+IMAGES = Range(lambda value: value == 0 or 8 <= value <= 10 * MANY,
+               f"0 (the default), or 8 or more, up to {10 * MANY:,}")  # fmt: skip
 FRACTION = Range(lambda value: 0 <= value < 1, "at least 0 and below 1")
 BETWEEN_0_AND_1 = Range(lambda value: 0 < value < 1, "between 0 and 1")
 SEED = Range(lambda value: 0 <= value < 2**32, f"from 0 to {2**32 - 1}")

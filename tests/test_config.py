@@ -116,6 +116,18 @@ def test_a_file_that_is_no_configuration(tmp_path):
         ),
         ("diffusion", {"num_steps": 0}, "--diffusion.num-steps is 0"),
         ("diffusion", {"beta_end": 1.5}, "--diffusion.beta-end is 1.5"),
+        (
+            "diffusion",
+            {"num_steps": 10**12},
+            "it must be 1 or more, up to 1,000,000",
+        ),
+        (
+            "train",
+            {"batch_size": 10**9},
+            "--train.batch-size is 1000000000; it must",
+        ),
+        ("train", {"steps": 2**31}, "it must be 1 or more, up to 2,147,483,647"),  # of int32
+        ("model", {"channels": 10**9}, "--model.channels is 1000000000"),
         ("train", {"batch_size": 0}, "--train.batch-size is 0; it must be 1 or more"),
         ("train", {"learning_rate": 0.0}, "--train.learning-rate is 0.0"),
         ("train", {"learning_rate": float("nan")}, "--train.learning-rate is nan"),

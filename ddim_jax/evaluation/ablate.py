@@ -18,7 +18,7 @@ from ..devices import describe, full_batch
 from ..files import make_directory
 from ..images import save_rows
 from ..metrics import STATISTICS, Statistics
-from ..settings import Range, at_least
+from ..settings import IMAGES, at_least
 from .cells import Drawing, Drawn, draw_cells
 from .estimates import kept_estimates
 from .features import FeatureFlags, Features, load_features
@@ -54,9 +54,7 @@ class Config(FeatureFlags, DrawFlags):
     """One or more S; empty: 10 20 50 100 1000, or on a CPU 5 10 20 50."""
     name: str = ""
     """The report's directory in RUN/ablations; by default `default`, or the preset's name."""
-    num_images: Annotated[
-        int, Range(lambda value: value == 0 or value >= 8, "0 (the default), or 8 or more")
-    ] = 0
+    num_images: Annotated[int, IMAGES] = 0
     """n, images per cell; 0: 10,000, or on a CPU 512."""
     likelihood: Annotated[int, at_least(0)] = 0
     """Test images for the ELBO of each cell with noise in every step; 0: no ELBO."""

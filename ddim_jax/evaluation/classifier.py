@@ -9,7 +9,7 @@ import optax
 from rich.console import Console
 
 from ..files import check_output, whole
-from ..settings import SEED, at_least
+from ..settings import MANY, SEED, at_least
 from .features import apply_classifier, classifier_path, initial_classifier
 from .flags import SourceFlags
 from .source import Reference
@@ -19,7 +19,7 @@ from .source import Reference
 class Config(SourceFlags):
     """Train a small classifier of a model's data, for --features classifier."""
 
-    epochs: Annotated[int, at_least(1)] = 20
+    epochs: Annotated[int, at_least(1, MANY)] = 20
     """Passes over the training images."""
     seed: Annotated[int, SEED] = 0
     """Seed of the initial weights and the order of the images."""

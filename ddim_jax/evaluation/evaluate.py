@@ -16,7 +16,7 @@ from rich.console import Console
 from ..devices import describe, full_batch
 from ..files import check_output, digest
 from ..metrics import STATISTICS, Points, Statistics, interval, save_statistics
-from ..settings import Range
+from ..settings import IMAGES
 from .cells import Drawing, draw_cells
 from .features import FeatureFlags, Features, kept_features, load_features
 from .flags import SamplerFlags
@@ -33,9 +33,7 @@ class Config(FeatureFlags, SamplerFlags):
     """Images: a run, which draws them; FILE.npz; a folder; or a data set such as cifar10@test."""
     against: str = ""
     """The reference, likewise, or an .npz file of statistics (mu and sigma)."""
-    num_images: Annotated[
-        int, Range(lambda value: value == 0 or value >= 8, "0 (the default), or 8 or more")
-    ] = 0
+    num_images: Annotated[int, IMAGES] = 0
     """n, images to evaluate; 0: all of a set, of a run 10,000, or 512 on a CPU."""
     save_statistics: Path | None = None
     """Write mean and covariance of the images' features, with what they are of, to FILE.npz."""

@@ -150,9 +150,11 @@ def parse_solver(text: str) -> tuple[str, Solver]:
     """
     name, equals, order = text.partition("=")
     if name in SOLVERS:
-        if (name == "first") == bool(equals) or (equals and not order.isdecimal()):
-            raise ValueError(f"--solver is {text}; give first, or {name}=ORDER such as adams=2.")
-        return text, SOLVERS[name](*([int(order[:4])] if equals else []))
+        if (name == "first") == bool(equals) or (equals and not re.fullmatch("[0-9]", order)):
+            raise ValueError(
+                f"--solver is {text[:40]}; give first, or {name}=ORDER such as adams=2, up to 9."
+            )
+        return text, SOLVERS[name](*([int(order)] if equals else []))
     found = _FUNCTION.fullmatch(text)
     if not found:
         names = ", ".join(name if name == "first" else f"{name}=ORDER" for name in SOLVERS)

@@ -24,9 +24,9 @@ class Config(SamplerFlags):
 
     out: Path = Path("interpolation.png")
     """The output, FILE.png."""
-    rows: Annotated[int, at_least(1)] = 8
+    rows: Annotated[int, at_least(1, 1000)] = 8
     """Number of pairs: row r goes from the noise of image 2r of the seed to that of 2r + 1."""
-    columns: Annotated[int, at_least(2)] = 11
+    columns: Annotated[int, at_least(2, 1000)] = 11
     """Images per row, the two ends included."""
 
     def check(self) -> None:
