@@ -39,7 +39,7 @@ _OTHERS = {
     "against": ("nope", "digits@x", "{tmp}/junk.npz", "folder:", "{tmp}", "tfds:", "emoji@test"),
     "source": ("nope", "folder:", "tfds:", "tfds:no/such:1", "folder:{tmp}", "folder:/dev/null"),
     "name": ("a/b", "..", "cells", "a" * 300),
-    "baseline": ("nope", ""),
+    "baseline": ("nope",),
     "inception": ("{tmp}/junk.npz", "/dev/null", "{tmp}/none"),
     "inception-sha256": ("nope",),
     "archive": ("{tmp}/none", "/dev/zero", "{tmp}/junk.npz"),
@@ -48,7 +48,7 @@ _OTHERS = {
     "multipliers": ("0", "x", "-1", "9" * 30),
     "attention-resolutions": ("0", "x", "-1", "9" * 30),
 }  # fmt: skip
-_NEEDS = {"inception": ["--features", "inception"], "guidance": ["--label", "1"],
+_NEEDS = {"inception": ["--features", "inception"], "inception-sha256": ["--features", "inception"], "guidance": ["--label", "1"],
           "archive": ["--data.source", "cifar10"], "against": ["--num-images", "8"],
           "data-dir": ["--data.source", "cifar10"]}  # fmt: skip
 
