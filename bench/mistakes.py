@@ -48,7 +48,7 @@ _OTHERS = {
     "multipliers": ("0", "x", "-1", "9" * 30),
     "attention-resolutions": ("0", "x", "-1", "9" * 30),
 }  # fmt: skip
-_NEEDS = {"inception": ["--features", "inception"], "inception-sha256": ["--features", "inception"], "guidance": ["--label", "1"],
+_NEEDS = {"inception": ["--features", "inception"], "guidance": ["--label", "1"],
           "archive": ["--data.source", "cifar10"], "against": ["--num-images", "8"],
           "data-dir": ["--data.source", "cifar10"]}  # fmt: skip
 

@@ -25,7 +25,7 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
-from ..config import Config
+from ..config import Config, TrainConfig
 from ..data import Dataset, batches, load_dataset
 from ..data.dataset import about, check_record, mirrors
 from ..devices import batch_sharding, describe, make_mesh, process_rows, state_shardings, to_global
@@ -203,12 +203,7 @@ def _run(
     pause = 0.0  # seconds since the last report that were not training
     first = int(state.step) + 1
     log_file = None if jax.process_index() else out / "metrics.jsonl"
-    rate = learning_rate(settings)
-
-    def place(done: int) -> Metrics:
-        epoch = done * settings.batch_size / size
-        return {"learning_rate": float(rate(done - 1)), "epoch": round(epoch, 4)}
-
+    place = partial(_place, settings, size)
     with (
         checkpoints(out, settings.keep_checkpoints) as manager,
         journal(log_file, settings, first - 1, place, console) as report,
@@ -245,6 +240,12 @@ def _run(
             if halt and save:
                 break
     return state
+
+
+def _place(settings: TrainConfig, images: int, done: int) -> Metrics:
+    """What follows from the number of a step."""
+    rate, epoch = learning_rate(settings)(done - 1), done * settings.batch_size / images
+    return {"learning_rate": float(rate), "epoch": round(epoch, 4)}
 
 
 def _check_losses(window: list[Metrics], done: int, config: Config, manager: Any) -> None:
