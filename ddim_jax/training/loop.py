@@ -64,7 +64,7 @@ def train(config: Config, console: Console) -> None:
     saved = resumable_step(config, out)
     data = _open_data(config, saved)
     with only_one(out):
-        if latest_step(out) != saved:
+        if resumable_step(config, out) != saved:
             raise ValueError(f"{out} was trained by another process meanwhile; start again.")
         drawn = not config.train.sample_every or (out / "samples.png").exists()
         if saved == config.train.steps and drawn:

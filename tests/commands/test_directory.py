@@ -75,7 +75,6 @@ def test_a_run_that_another_process_trained_meanwhile(tiny_run, tmp_path, monkey
     shutil.copytree(tiny_run, tmp_path / "run")
     config = tiny_config(presets()["digits"], tmp_path / "run", steps=4)
     steps = iter([3, 4])
-    monkeypatch.setattr("ddim_jax.training.loop.latest_step", lambda _: next(steps))
     monkeypatch.setattr("ddim_jax.training.loop.resumable_step", lambda *_: next(steps))
     with pytest.raises(ValueError, match="was trained by another process meanwhile; start again"):
         train(config, Console(quiet=True))
