@@ -1,8 +1,13 @@
 """Sample from a trained model, or measure it: `python sample.py COMMAND RUN [--flags]`."""
 
-import sys
+import os
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"interrupted\n"), os._exit(130)))
 
 from ddim_jax.commands import sample
+from ddim_jax.runtime import leave
 
 if __name__ == "__main__":
-    sys.exit(sample())
+    leave(sample())

@@ -1,8 +1,13 @@
 """Train a diffusion model: `python train.py [PRESET | CONFIG.json] [--flags]`."""
 
-import sys
+import os
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"interrupted\n"), os._exit(130)))
 
 from ddim_jax.commands import train
+from ddim_jax.runtime import leave
 
 if __name__ == "__main__":
-    sys.exit(train())
+    leave(train())

@@ -140,7 +140,8 @@ def command() -> None:
         "jax": jax.__version__,
         "measures": {title: [row._asdict() for row in rows] for title, rows in tables.items()},
     }
-    settings.out.write_text(json.dumps(report, indent=2, default=str, ensure_ascii=False) + "\n")
+    text = json.dumps(report, indent=2, default=str, ensure_ascii=False) + "\n"
+    settings.out.write_text(text, "utf-8")
 
 
 def main() -> int:

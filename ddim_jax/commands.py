@@ -94,6 +94,7 @@ def _sample() -> None:
 
     from .evaluation import load_commands
     from .evaluation.flags import refuse_former
+    from .processes import agree
 
     commands: dict[str, Any] = load_commands()
     refuse_former(sys.argv[1:])
@@ -102,6 +103,7 @@ def _sample() -> None:
         configs, prog=program("sample"), description=_SAMPLE.format(program("sample"))
     )
     (execute,) = (execute for kind, execute in commands.values() if type(config) is kind)
+    agree(config)
     execute(config, Console(soft_wrap=True, highlight=False, markup=False))
 
 

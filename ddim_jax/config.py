@@ -14,16 +14,18 @@ import numpy as np
 
 from .architecture import UNetConfig
 from .diffusion.schedules import BETAS, alpha_bars, zero_terminal_snr
-from .files import read_json, to_json, write
+from .files import check_path, read_json, to_json, write
 from .settings import (
     ABOVE_0,
     BETWEEN_0_AND_1,
     FRACTION,
+    MANY,
     SEED,
     Free,
     Range,
     at_least,
     check_ranges,
+    flag,
     from_dict,
     require,
 )
@@ -78,7 +80,7 @@ class DataConfig(DataFiles, DataSource):
 class DiffusionConfig:
     """The noising process."""
 
-    num_steps: Annotated[int, at_least(1)] = 1000
+    num_steps: Annotated[int, at_least(1, MANY)] = 1000
     """T, the number of noising steps."""
     schedule: Literal[*BETAS] = "linear"  # type: ignore[valid-type]
     """β schedule: linear (DDPM, DDIM), cosine (Nichol and Dhariwal), or another of DDPM's code."""
@@ -119,12 +121,12 @@ class Conduct(Free):
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
     """Send the numbers and samples also to TensorBoard (RUN/tensorboard) or Weights & Biases."""
     sample_every: Annotated[int, at_least(0)] = 5_000
-    """Steps between sample grids; 0: none."""
-    sample_images: Annotated[int, at_least(1)] = 64
+    """Steps between sample grids, besides the one at the end; 0: none at all."""
+    sample_images: Annotated[int, at_least(1, MANY)] = 64
     """Images in a sample grid."""
     sample_steps: Annotated[int, at_least(1)] = 50
     """Reverse steps S (quadratic τ, η = 0) of the samples drawn during training."""
-    evaluate_images: Annotated[int, at_least(0)] = 0
+    evaluate_images: Annotated[int, at_least(0, MANY)] = 0
     """Samples drawn at the end for a Fréchet distance to the train split; 0: none."""
     evaluate_every: Annotated[int, at_least(0)] = 0
     """Steps between Fréchet distances of as many samples, in metrics.jsonl; 0: only at the end."""
@@ -160,16 +162,16 @@ class TrainConfig(Conduct):
 
     steps: Annotated[int, at_least(1)] = 800_000
     """Total number of training steps, including those before an interruption."""
-    batch_size: Annotated[int, at_least(1)] = 128
+    batch_size: Annotated[int, at_least(1, MANY)] = 128
     """Images per step, over all devices."""
-    accumulate: Annotated[int, at_least(1)] = 1
+    accumulate: Annotated[int, at_least(1, MANY)] = 1
     """Process a batch in this many parts and average the gradients: less memory, same step."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of activations and matrix products; weights, EMA, statistics and loss stay float32."""
     learning_rate: Annotated[float, ABOVE_0] = 2e-4
     """Adam's step size after the warm-up."""
     warmup_steps: Annotated[int, at_least(0)] = 5_000
-    """Steps over which the learning rate rises linearly from 0."""
+    """Steps over which the learning rate rises linearly from 0; with cosine at most half of all."""
     decay: Literal["constant", "cosine"] = "constant"
     """After the warm-up: constant (the paper), or cosine to 0 at the last step."""
     adam_b1: Annotated[float, FRACTION] = 0.9
@@ -202,9 +204,6 @@ class TrainConfig(Conduct):
                 self.checkpoint_every % self.evaluate_every == 0), "train.evaluate-every",
                 self.evaluate_every, "a divisor of train.checkpoint-every = "
                 f"{self.checkpoint_every} with train.keep-best frechet")  # fmt: skip
-        require(self.decay == "constant" or self.warmup_steps < self.steps, "train.warmup-steps",
-                self.warmup_steps,
-                f"fewer than train.steps = {self.steps} with cosine decay")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -232,7 +231,10 @@ class Config(Place):
     def check(self) -> None:
         """Raise a ValueError if a field is out of range, or does not fit another field."""
         require(bool(self.out), "out", repr(self.out), "a directory")
+        check_path(self.out, "--out")
         check_ranges(self)
+        for name in ("source", "data_dir", "archive"):
+            check_path(getattr(self.data, name), f"--data.{flag(name)}")
         for part in (self.diffusion, self.model, self.train):
             part.check()
         require(self.model.variants.null_class or self.train.label_dropout == 0,
@@ -270,8 +272,16 @@ def save_config(config: Config, path: Path) -> None:
 
 
 def load_config(path: Path) -> Config:
-    """Read a configuration that `save_config` wrote; a problem with it raises a ValueError."""
-    return config_from_dict(read_json(path, f"a preset ({', '.join(presets())}) or a config.json"))
+    """Read a configuration that `save_config` wrote; a problem with it raises a ValueError.
+
+    That of a run continues the directory that it is in, which may have been moved or copied.
+    """
+    config = config_from_dict(
+        read_json(path, f"a preset ({', '.join(presets())}) or a config.json")
+    )
+    run = path.parent
+    moved = (run / "checkpoints").is_dir() and run.resolve() != Path(config.out).resolve()
+    return dataclasses.replace(config, out=str(run)) if moved else config
 
 
 def config_from_dict(values: Any) -> Config:

@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from .files import file_sha256
+from .processes import watch
+from .settings import is_number
 
 _AXES = ("data", "fsdp")
 _PATIENCE = 7 * 86_400  # seconds that processes wait at the end for the one that writes results
@@ -37,6 +40,8 @@ def setup() -> None:
     if settings.jax_compilation_cache_dir is None:
         caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
         settings.update("jax_compilation_cache_dir", str(caches / "ddim_jax" / "xla"))
+    # A full disk costs time only.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     # An image of a seed is the same whatever the environment says of these.
     settings.update("jax_threefry_partitionable", True)
     settings.update("jax_enable_x64", False)
@@ -44,6 +49,8 @@ def setup() -> None:
     settings.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if not jax.distributed.is_initialized():
         _join_processes()
+        if jax.distributed.is_initialized():
+            watch()
 
 
 def _join_processes() -> None:
@@ -52,7 +59,7 @@ def _join_processes() -> None:
     given = {name: os.environ[name] for name in names if os.environ.get(name)}
     if given:
         address, count, index = (given.get(name, "") for name in names)
-        numbers = all(part.isdigit() for part in (address.rpartition(":")[2], count, index))
+        numbers = all(map(is_number, (address.rpartition(":")[2], count, index)))
         if not (numbers and int(index) < int(count)):
             raise ValueError(
                 f"the environment has {given}; set JAX_COORDINATOR_ADDRESS to host:port of the "

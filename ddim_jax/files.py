@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import zipfile
 from collections.abc import Iterator
 from math import isfinite
@@ -12,11 +13,20 @@ from typing import Any
 
 import jax
 import numpy as np
+import safetensors
+
+_LONGEST_NAME, _LONGEST_PATH = 255, 3_800  # bytes; checkpoints add up to 200 to a path
+
+
+class CannotWrite(ValueError):
+    """A file cannot be written, and why."""
 
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A temporary path to write to, which is renamed to `path` if the block succeeds.
+
+    A failed write raises CannotWrite, and what was at `path` before stays.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "made" / "a.txt"
@@ -25,13 +35,20 @@ def whole(path: Path) -> Iterator[Path]:
     >>> path.read_text(), len(list(path.parent.iterdir()))
     ('all of it', 1)
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    # A name of its own in each process, on each host; the ending says what NumPy writes.
+    partial = path.with_name(f".partial-{secrets.token_hex(6)}-{path.name[-40:]}")
     try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except (OSError, safetensors.SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CannotWrite(
+            f"{path} cannot be written ({reason}); free some space, or choose another place."
+        ) from error
 
 
 def write(path: Path, content: str | bytes) -> None:
@@ -40,14 +57,61 @@ def write(path: Path, content: str | bytes) -> None:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def make_directory(directory: Path, flag: Path) -> None:
-    """Create the directory that --out names, or raise a ValueError that says why it failed."""
+def check_path(path: str | Path, flag: str) -> None:
+    """Refuse a path that cannot be one of a file, before anything is written.
+
+    >>> check_path("a" * 300, "--out")
+    Traceback (most recent call last):
+    ValueError: --out has a name of 300 bytes, 'aaaaaaaaaa…'; a file system takes up to 255.
+    """
+    text = str(path)
+    if "\0" in text or text != text.encode(errors="ignore").decode():
+        raise ValueError(f"{flag} is {text[:100]!a}; it must be text that UTF-8 can encode.")
+    longest = max(text.split(os.sep), key=lambda name: len(name.encode()))
+    if (length := len(longest.encode())) > _LONGEST_NAME:
+        raise ValueError(
+            f"{flag} has a name of {length} bytes, '{longest[:10]}…'; a file system takes up to "
+            f"{_LONGEST_NAME}."
+        )
+    if (length := len(os.path.abspath(text).encode())) > _LONGEST_PATH:
+        raise ValueError(
+            f"{flag} is a path of {length:,} bytes; it may have up to {_LONGEST_PATH:,}."
+        )
+
+
+def check_output(path: Path, flag: str = "--out") -> None:
+    """Refuse a file that could not be written, before the work; its directory is made."""
+    check_path(path, flag)
+    if path.is_dir():
+        raise ValueError(f"{flag} is {path}, which is a directory; give the name of a file.")
+    make_directory(path.parent, path, flag)
+
+
+def make_directory(directory: Path, given: Path, flag: str = "--out") -> None:
+    """Make a directory that can be written to, or raise a ValueError that says why it failed.
+
+    `given` is the path that the flag names. Among several processes the first one does this.
+    """
+    check_path(given, flag)
+    if jax.process_index():
+        return
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(
-            f"--out is {flag}, and {error.filename} cannot be made ({error.strerror}); "
-            "choose another place."
+        raise CannotWrite(
+            f"{flag} is {given}, and {error.filename} cannot be made ({error.strerror}); choose "
+            "another place."
+        ) from error
+    probe = directory / f".partial-{secrets.token_hex(6)}"
+    try:
+        probe.write_bytes(b" ")
+        probe.unlink()
+    except OSError as error:
+        with contextlib.suppress(OSError):  # of a full disk
+            probe.unlink()
+        raise CannotWrite(
+            f"{flag} is {given}, and {directory} cannot be written to ({error.strerror}); choose "
+            "another place."
         ) from error
 
 
@@ -92,11 +156,13 @@ def to_json(value: Any, indent: int | None = None) -> str:
 def read_json(path: Path, wanted: str) -> dict[str, Any]:
     """The object in a JSON file; if it fails, a ValueError says what to give instead."""
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}); give {wanted}.") from error
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}); give {wanted}.") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply; give {wanted}.") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}, not an object; give {wanted}.")
     return values

@@ -16,12 +16,15 @@ class Range(NamedTuple):
     allowed: str
 
 
-def at_least(low: int) -> Range:
-    """Numbers ≥ `low`."""
-    return Range(lambda value: value >= low, f"{low} or more")
+def at_least(low: int, most: int = 2**31 - 1) -> Range:
+    """Numbers ≥ `low`, up to `most`."""
+    return Range(lambda value: low <= value <= most, f"{low} or more, up to {most:,}")
 
 
+MANY = 1_000_000  # more images at once, or times, than any machine holds
 ABOVE_0 = Range(lambda value: value > 0, "above 0")
+IMAGES = Range(lambda value: value == 0 or 8 <= value <= 10 * MANY,
+               f"0 (the default), or 8 or more, up to {10 * MANY:,}")  # fmt: skip
 FRACTION = Range(lambda value: 0 <= value < 1, "at least 0 and below 1")
 BETWEEN_0_AND_1 = Range(lambda value: 0 < value < 1, "between 0 and 1")
 SEED = Range(lambda value: 0 <= value < 2**32, f"from 0 to {2**32 - 1}")
@@ -108,6 +111,15 @@ def _value(hint: Any, value: Any, name: str) -> Any:
         return hint(value)
     wanted = getattr(hint, "__name__", hint)
     raise ValueError(f"the configuration's {name} is {value!r}; it must be of type {wanted}.")
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a whole number of up to 18 digits, which `int` reads.
+
+    >>> is_number("07"), is_number("²"), is_number("-1"), is_number("9" * 5000)
+    (True, False, False, False)
+    """
+    return text.isascii() and text.isdecimal() and len(text) <= 18
 
 
 def flag(name: str) -> str:

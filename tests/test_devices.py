@@ -100,6 +100,7 @@ JOB = {
         {"JAX_NUM_PROCESSES": "2"},
         JOB | {"JAX_COORDINATOR_ADDRESS": "localhost"},
         JOB | {"JAX_PROCESS_ID": "2"},
+        JOB | {"JAX_NUM_PROCESSES": "²"},  # a digit that `int` does not read
     ],
 )
 def test_half_an_address_is_refused(monkeypatch, environment):

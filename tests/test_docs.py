@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import ddim_jax
-from ddim_jax.config import Config
+from ddim_jax.config import Config, presets, save_config
 from tests.conftest import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -49,7 +49,7 @@ def commands():
 
 
 @pytest.mark.parametrize("line", list(commands()))
-def test_commands_parse(line, command, monkeypatch):
+def test_commands_parse(line, command, monkeypatch, tmp_path):
     """Every flag exists and takes the values that a page gives it."""
     from ddim_jax import evaluation, training
     from ddim_jax.training import import_export
@@ -67,6 +67,8 @@ def test_commands_parse(line, command, monkeypatch):
     if name == "python":
         name, *arguments = arguments
     name = re.sub(r"ddim-|\.py", "", name)
+    monkeypatch.chdir(tmp_path)
+    save_config(presets()["digits"], tmp_path / "RUN" / "config.json")
     status, _, err = command(name, *arguments)
     assert (status, err) == (0, "")
     assert len(done) == ("--help" not in arguments)

@@ -17,7 +17,7 @@ import ddim_jax
 PACKAGE = Path(__file__).parent.parent / "ddim_jax"
 FLOORS = {
     "diffusion": 1, "metrics": 1,
-    "devices": 2, "download": 2, "files": 2, "images": 2, "progress": 2,
+    "devices": 2, "download": 2, "files": 2, "images": 2, "processes": 2, "progress": 2,
     "runtime": 2, "settings": 2,
     "architecture": 3, "config": 3, "sampler": 3,
     "model": 4,

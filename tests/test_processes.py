@@ -19,16 +19,21 @@ from ddim_jax.training.checkpoint import latest_step
 from tests.conftest import ROOT, tiny_config
 
 PROGRAM = """
-import json, sys, tests
+import json, os, shutil, sys, tests
 from ddim_jax import commands
+if os.environ["JAX_PROCESS_ID"] == os.environ.get("FULL"):
+    shutil.disk_usage = lambda _: shutil._ntuple_diskusage(100, 90, 10)
 for name, *sys.argv[1:] in json.loads(sys.argv[1]):
     if getattr(commands, name)():
         sys.exit(1)
 """
 
 
-def start(*commands):
-    """The same commands, one after the other, in two processes, each with a device."""
+def start(*commands, others=None, **environment):
+    """The same commands, one after the other, in two processes, each with a device.
+
+    `others` are the second one's, if they differ.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -39,10 +44,10 @@ def start(*commands):
                 sys.executable,
                 "-c",
                 PROGRAM,
-                json.dumps([[*map(str, command)] for command in commands]),
+                json.dumps([[*map(str, command)] for command in (k and others) or commands]),
             ],
             cwd=ROOT,
-            env=os.environ | job | {"JAX_PROCESS_ID": str(k)},
+            env=os.environ | job | environment | {"JAX_PROCESS_ID": str(k)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -57,6 +62,34 @@ def finish(processes):
     quiet = re.sub(r"\[Gloo\].*\n", "", texts[1][0])
     assert quiet == ""  # only the first process speaks
     return texts[0][0]
+
+
+def fail(processes):
+    """What the processes say when both end with an error."""
+    texts = [process.communicate(timeout=100)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1], texts
+    return texts
+
+
+@pytest.mark.slow
+def test_processes_with_different_flags_refuse_all(tmp_path):
+    train = ["train", "--out", tmp_path / "run", "--seed"]
+    first, second = fail(start([*train, 1], others=[[*train, 2]]))
+    reason = "--seed is 2 in process 1 and 1 in process 0; start all with the same command line.\n"
+    assert second == f"error: {reason}"
+    assert first == f"error: process 1 ended: {reason}"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_full_disk_on_one_machine_ends_all(tmp_path):
+    config = tiny_config(presets()["digits"], tmp_path / "run", batch_size=8)
+    config = replace(config, mesh=replace(config.mesh, data=2))
+    save_config(config, tmp_path / "c.json")
+    first, second = fail(start(["train", tmp_path / "c.json"], FULL="1"))
+    for text in (first, second):  # the first one's own, where it notices the lost connection
+        assert "the checkpoint of step 2 cannot be written" in text
+    assert (first.count("\n"), second.count("\n")) == (1, 1)
 
 
 def lines(out):

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import track
 
-from ..files import digest, whole
+from ..files import CannotWrite, digest, whole
 from .dataset import Shape, some
 
 _PART = 1_000  # images that are decoded between two writes; fewer are not worth a cache
@@ -57,7 +57,7 @@ def decode_files(
                 np.lib.format.write_array_header_1_0(file, header)
                 for part in parts:
                     file.write(part.tobytes())
-    except OSError:
+    except (CannotWrite, OSError):
         return np.concatenate(list(_decode(files, image_shape, notes))), tuple(notes)
     for old in path.parent.glob(f"{key}-*.npy"):
         with contextlib.suppress(OSError):  # Windows keeps what is open elsewhere

@@ -63,7 +63,13 @@ def table_parameters(table: StepTable, parts: Collection[str], order: Integer) -
 
 
 def learned_table(table: StepTable, parameters: TableParameters) -> StepTable:
-    """The table with (1) to (3) in place of what is learned; the parameters may be traced."""
+    """The table with (1) to (3) in place of what is learned; the parameters may be traced.
+
+    >>> from ddim_jax import eta, step_table
+    >>> table = step_table([1.0, 0.64, 0.36], [1, 2], eta(0.0))
+    >>> learned_table(table, TableParameters(u=np.array([np.pi / 2, 0.0]))).sigma.round(3).tolist()
+    [0.6000000238418579, 0.0]
+    """
     u, w, b, c = parameters
     below, above = _scales(table)
     if u is not None:

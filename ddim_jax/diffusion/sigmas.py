@@ -44,11 +44,11 @@ def eta(value: Numbers) -> SigmaSchedule:
 
     >>> eta(-0.1)
     Traceback (most recent call last):
-    ValueError: eta is -0.1; it must be ≥ 0: 0 is DDIM, 1 is DDPM.
+    ValueError: eta is -0.1; it must be ≥ 0 and finite: 0 is DDIM, 1 is DDPM.
     """
     values = _on_host("eta", value)
-    for bad in values[~(values >= 0)]:
-        raise ValueError(f"eta is {bad:.6g}; it must be ≥ 0: 0 is DDIM, 1 is DDPM.")
+    for bad in values[~((values >= 0) & np.isfinite(values))]:
+        raise ValueError(f"eta is {bad:.6g}; it must be ≥ 0 and finite: 0 is DDIM, 1 is DDPM.")
 
     def schedule(steps: Steps) -> Sigmas:
         posterior = np.sqrt((1 - steps.alpha_bar_s) / (1 - steps.alpha_bar_t))
@@ -127,8 +127,8 @@ def scaled(schedule: SigmaSchedule, c: Numbers) -> SigmaSchedule:
     True
     """
     factor = _on_host("c", c)
-    for bad in factor[~(factor >= 0)]:
-        raise ValueError(f"c is {bad:.6g}; it must be ≥ 0.")
+    for bad in factor[~((factor >= 0) & np.isfinite(factor))]:
+        raise ValueError(f"c is {bad:.6g}; it must be ≥ 0 and finite.")
     return lambda steps: Sigmas(
         *(_per_step("c", factor, steps) * values for values in schedule(steps))
     )
@@ -143,8 +143,8 @@ def final_noise(schedule: SigmaSchedule, sigma_1: Real) -> SigmaSchedule:
     >>> final_noise(eta(0.0), 0.01)(steps)
     Sigmas(sigma=array([0., 0.]), noise=array([0.  , 0.01]))
     """
-    if not sigma_1 >= 0:
-        raise ValueError(f"sigma_1 is {sigma_1:.6g}; it must be ≥ 0.")
+    if not 0 <= sigma_1 < np.inf:
+        raise ValueError(f"sigma_1 is {sigma_1:.6g}; it must be ≥ 0 and finite.")
 
     def with_noise(steps: Steps) -> Sigmas:
         sigma, noise = schedule(steps)

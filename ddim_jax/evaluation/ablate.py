@@ -16,9 +16,10 @@ from rich.console import Console
 
 from ..devices import describe, full_batch
 from ..features import FeatureFlags, Features, load_features
+from ..files import make_directory
 from ..images import save_rows
 from ..metrics import STATISTICS, Statistics
-from ..settings import Range, at_least
+from ..settings import IMAGES, at_least
 from .cells import Drawing, Drawn, draw_cells
 from .estimates import kept_estimates
 from .flags import DrawFlags, refuse_beside_sampler
@@ -56,9 +57,7 @@ class Config(FeatureFlags, DrawFlags):
     """Cells one by one, in place of a grid: .npz files, or names as "eta=0 quadratic S=10"."""
     name: str = ""
     """The report's directory in RUN/ablations; by default `default`, or the preset's name."""
-    num_images: Annotated[
-        int, Range(lambda value: value == 0 or value >= 8, "0 (the default), or 8 or more")
-    ] = 0
+    num_images: Annotated[int, IMAGES] = 0
     """n, images per cell; 0: 10,000, or on a CPU 512."""
     likelihood: Annotated[int, at_least(0)] = 0
     """Test images for the ELBO of each cell with noise in every step; 0: no ELBO."""
@@ -105,6 +104,8 @@ def run(config: Config, console: Console) -> None:
     baseline = _baseline(config.baseline, grid)
     warnings = concerns(source.alpha_bar, source.kind, grid)
     # All that can be refused is refused before the first image is drawn.
+    directory = source.directory / "ablations" / config.name
+    make_directory(directory, directory, "--name")
     features = load_features(config, source.directory, source.image_shape[-1], console)
     reference = open_reference(
         _images(config, source, features), features, source.directory / "ablations" / "reference"
@@ -136,7 +137,6 @@ def run(config: Config, console: Console) -> None:
     labels |= {"bits": elbo_label} if config.likelihood else {}
     results = _results(config, source.data.source, entries, labels, baseline, compilations)
     results["warnings"] = warnings
-    directory = source.directory / "ablations" / config.name
     from .report import write_report  # imports matplotlib for half a second
 
     pictures = {cell.name: made.pictures(_SHOWN) for cell, made in zip(grid, drawn, strict=True)}

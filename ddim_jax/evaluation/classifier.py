@@ -9,9 +9,9 @@ import optax
 from rich.console import Console
 
 from ..features import classifier_path
-from ..files import whole
+from ..files import check_output, whole
 from ..model.classifier import apply_classifier, initial_classifier
-from ..settings import SEED, at_least
+from ..settings import MANY, SEED, at_least
 from .flags import SourceFlags
 from .source import Reference
 
@@ -20,7 +20,7 @@ from .source import Reference
 class Config(SourceFlags):
     """Train a small classifier of a model's data, for --features classifier."""
 
-    epochs: Annotated[int, at_least(1)] = 20
+    epochs: Annotated[int, at_least(1, MANY)] = 20
     """Passes over the training images."""
     seed: Annotated[int, SEED] = 0
     """Seed of the initial weights and the order of the images."""
@@ -33,13 +33,14 @@ def run(config: Config, console: Console) -> None:
     data = source.reference()
     if data.labels is None:
         raise ValueError(f"the data of {source.name} have no labels; use --features pixels.")
+    path = classifier_path(source.directory)
+    check_output(path, "RUN")
     order = np.random.default_rng(config.seed).permutation(len(data.images))
     held_out = order[: len(order) // 5]
     params = _fit(data, order[len(held_out) :], config)
     parts = np.array_split(held_out, 8)
     scores = np.concatenate([apply_classifier(params, data.images[part])[1] for part in parts])
     accuracy = float(np.mean(scores.argmax(1) == data.labels[held_out]))
-    path = classifier_path(source.directory)
     with whole(path) as partial:
         np.savez(partial, *jax.tree.leaves(params))
     console.print(

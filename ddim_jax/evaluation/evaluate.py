@@ -15,9 +15,9 @@ from rich.console import Console
 
 from ..devices import describe, full_batch
 from ..features import FeatureFlags, Features, check_covariance, kept_features, load_features
-from ..files import digest, make_directory
+from ..files import check_output, digest
 from ..metrics import STATISTICS, Points, Statistics, save_statistics
-from ..settings import Range
+from ..settings import IMAGES
 from .cells import Drawing, draw_cells
 from .flags import SamplerFlags
 from .grid import concerns
@@ -34,9 +34,7 @@ class Config(FeatureFlags, SamplerFlags):
     """Images: a run, which draws them; FILE.npz; a folder; or a data set such as cifar10@test."""
     against: str = ""
     """The reference, likewise, or an .npz file of statistics (mu and sigma)."""
-    num_images: Annotated[
-        int, Range(lambda value: value == 0 or value >= 8, "0 (the default), or 8 or more")
-    ] = 0
+    num_images: Annotated[int, IMAGES] = 0
     """n, images to evaluate; 0: all of a set, of a run 10,000, or 512 on a CPU."""
     save_statistics: Path | None = None
     """Write mean and covariance of the images' features, with what they are of, to FILE.npz."""
@@ -51,7 +49,7 @@ class Config(FeatureFlags, SamplerFlags):
                 raise ValueError(
                     f"--save-statistics is {self.save_statistics}; its name must end in .npz."
                 )
-            make_directory(self.save_statistics.parent, self.save_statistics)
+            check_output(self.save_statistics, "--save-statistics")
 
 
 class Samples(NamedTuple):

@@ -16,14 +16,14 @@ from ..data.dataset import class_index
 from ..devices import describe, full_batch, make_mesh
 from ..progress import progress
 from ..sampler import CLIPS, Plan, in_batches, on_mesh
-from ..settings import SEED, Range, at_least, check_ranges
+from ..settings import MANY, SEED, Range, at_least, check_ranges
 from .estimates import kept_estimates
 from .grid import Cell, cells, concerns
 from .samplers import sampler_cells
 from .source import OracleName, Source, oracle_source, run_source
 
 STEPS = 50
-COUNT = Range(lambda value: value is None or value >= 1, "1 or more")
+COUNT = Range(lambda value: value is None or 1 <= value <= MANY, f"1 or more, up to {MANY:,}")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class DrawFlags(SourceFlags):
     """Clip x̂_0: none, x0 (ε̂ kept), rederive (ε̂ recomputed); official: rederive with hat only."""
     seed: Annotated[int, SEED] = 0
     """Seed of the noise, 0 to 2³²−1. Image i has its own noise, independent of the other images."""
-    batch_size: Annotated[int, at_least(1)] = 64
+    batch_size: Annotated[int, at_least(1, MANY)] = 64
     """Images per batch; the last batch is filled up. On an accelerator 500 or more are faster."""
     label: tuple[str, ...] = ()
     """Classes by name or index, assigned to the images in turn; empty: no label, or, if the model

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from ..files import make_directory, whole
+from ..files import check_output, make_directory, whole
 from ..images import save_grid, save_image, to_uint8
 from ..sampler import labelled, make_sampler
-from ..settings import at_least
+from ..settings import MANY, at_least
 from .flags import SamplerFlags
 
 
@@ -21,7 +21,7 @@ class Config(SamplerFlags):
 
     out: Path = Path("samples.png")
     """FILE.png: a grid. FILE.npz: uint8 `images`, as `arr_0` too. A directory: a PNG per image."""
-    num_images: Annotated[int, at_least(1)] = 64
+    num_images: Annotated[int, at_least(1, 10 * MANY)] = 64
     """N: the images 0 … N−1 of the seed."""
 
     def check(self) -> None:
@@ -37,7 +37,10 @@ class Config(SamplerFlags):
 def run(config: Config, console: Console) -> None:
     """Draw images and write them to `config.out`."""
     config.check()
-    make_directory(config.out.parent if config.out.suffix else config.out, config.out)
+    if config.out.suffix:
+        check_output(config.out)
+    else:
+        make_directory(config.out, config.out)
     ready = config.ready(config.batch_size, console)
     sampler = make_sampler(ready.source.denoise, ready.source.image_shape, ready.mesh)
 

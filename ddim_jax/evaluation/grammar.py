@@ -150,9 +150,11 @@ def parse_solver(text: str) -> tuple[str, Solver]:
     """
     name, equals, order = text.partition("=")
     if name in SOLVERS:
-        if (name == "first") == bool(equals) or (equals and not order.isdecimal()):
-            raise ValueError(f"--solver is {text}; give first, or {name}=ORDER such as adams=2.")
-        return text, SOLVERS[name](*([int(order[:4])] if equals else []))
+        if (name == "first") == bool(equals) or (equals and not re.fullmatch("[0-9]", order)):
+            raise ValueError(
+                f"--solver is {text[:40]}; give first, or {name}=ORDER such as adams=2, up to 9."
+            )
+        return text, SOLVERS[name](*([int(order)] if equals else []))
     found = _FUNCTION.fullmatch(text)
     if not found:
         names = ", ".join(name if name == "first" else f"{name}=ORDER" for name in SOLVERS)
@@ -236,10 +238,10 @@ def _read(flag: str, path: Path) -> Any:
         if path.suffix == ".npy":
             values: Any = np.load(path, allow_pickle=False)
         elif path.suffix == ".csv":
-            with open(path, newline="") as file:
+            with open(path, newline="", encoding="utf-8") as file:
                 values = [[float(number) for number in row] for row in csv.reader(file) if row]
         else:
-            values = json.loads(path.read_text())
+            values = json.loads(path.read_text("utf-8"))
         if isinstance(values, dict):
             return {key: np.asarray(column, np.float64) for key, column in values.items()}
         return np.asarray(values, np.float64)
@@ -247,5 +249,5 @@ def _read(flag: str, path: Path) -> Any:
         raise ValueError(
             f"--{flag} {path} cannot be read ({error.strerror or error}); give an array file."
         ) from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"--{flag} {path} is not an array of numbers ({error}).") from error

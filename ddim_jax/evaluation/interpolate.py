@@ -11,7 +11,7 @@ from rich.console import Console
 from ..diffusion.encoding import slerp
 from ..diffusion.keys import image_keys, initial_noise
 from ..diffusion.sampling import sample
-from ..files import make_directory
+from ..files import check_output
 from ..images import save_rows, to_uint8
 from ..sampler import Plan, batch_program, labelled, planned
 from ..settings import at_least
@@ -24,9 +24,9 @@ class Config(SamplerFlags):
 
     out: Path = Path("interpolation.png")
     """The output, FILE.png."""
-    rows: Annotated[int, at_least(1)] = 8
+    rows: Annotated[int, at_least(1, 1000)] = 8
     """Number of pairs: row r goes from the noise of image 2r of the seed to that of 2r + 1."""
-    columns: Annotated[int, at_least(2)] = 11
+    columns: Annotated[int, at_least(2, 1000)] = 11
     """Images per row, the two ends included."""
 
     def check(self) -> None:
@@ -41,7 +41,7 @@ def run(config: Config, console: Console) -> None:
     If σ adds noise, all images of a row use the noise of image 2r.
     """
     config.check()
-    make_directory(config.out.parent, config.out)
+    check_output(config.out)
     count = config.rows * config.columns
     ready = config.ready(min(config.batch_size, count), console)
     source, weights = ready.source, np.linspace(0, 1, config.columns, dtype=np.float32)

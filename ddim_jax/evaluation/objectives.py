@@ -65,7 +65,7 @@ def exact_loss(source: Source, kind: str) -> Callable[[StepTable], Any]:
 def minimise(
     loss: Callable[[TableParameters], Any], first: TableParameters, seed: int
 ) -> tuple[TableParameters, np.ndarray]:
-    """The parameters with the least loss, and the loss by iteration, from a start moved by a seed."""
+    """The parameters with the least loss, and the loss by iteration; a seed moves the start."""
     rng = np.random.default_rng(seed)
     moved = jax.tree.map(lambda leaf: leaf + 0.05 * rng.standard_normal(leaf.shape), first)
     # The logarithm makes a relative tolerance of the loss an absolute one.

@@ -36,7 +36,7 @@ from ..images import save_rows, to_uint8, to_unit_range
 from ..metrics import Interval, mean_interval
 from ..progress import progress
 from ..sampler import Plan, batch_program, in_batches, labelled, on_mesh, planned
-from ..settings import at_least, check_ranges
+from ..settings import MANY, at_least, check_ranges
 from .estimates import kept_estimates
 from .flags import DrawFlags
 from .grid import Cell, cells
@@ -61,7 +61,7 @@ class Config(DrawFlags):
     """The solver for decoding, as in generate; encoding is of first order."""
     steps: tuple[int, ...] = ()
     """One or more S, for both directions; empty: those of 10 20 50 100 200 500 1000 up to T."""
-    num_images: Annotated[int, at_least(2)] = 128
+    num_images: Annotated[int, at_least(2, MANY)] = 128
     """N, images chosen by the seed without replacement; at most the size of the split."""
     split: Literal["test", "train"] = "test"
     """Split of the images; if there is no test split, as for a folder, the train split is used."""

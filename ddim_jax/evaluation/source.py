@@ -15,8 +15,7 @@ from ..diffusion.prediction import Denoiser
 from ..images import to_unit_range
 from ..model import unet_apply
 from ..sampler import conditional
-from ..training import load_run
-from ..training.checkpoint import load_run_config
+from ..training.checkpoint import open_run
 
 OracleName = Literal["gaussian", "mixture", "digits", "emoji"]
 _RIDGE = 0.02**2  # variance added to every pixel: a regular covariance, and a finite KL
@@ -55,8 +54,7 @@ class Source(NamedTuple):
 
 def run_source(directory: Path, checkpoint: str = "latest") -> Source:
     """The averaged (EMA) weights of a run, to be compared with its training images."""
-    _, step = load_run_config(directory, checkpoint)
-    config, params = load_run(directory, step)
+    config, params, step = open_run(directory, checkpoint)
     alpha_bar = config.diffusion.alpha_bar()
     apply = unet_apply(config.model)
     return Source(

@@ -9,10 +9,10 @@ import numpy as np
 from rich.console import Console
 
 from ..diffusion.sampling import Trajectory
-from ..files import make_directory
+from ..files import check_output
 from ..images import save_animation, save_rows, to_uint8
 from ..sampler import labelled, make_sampler
-from ..settings import at_least
+from ..settings import MANY, at_least
 from .flags import Ready, SamplerFlags, check_png
 
 _COLUMNS = 10  # of the strip
@@ -25,7 +25,7 @@ class Config(SamplerFlags):
 
     out: Path = Path("trajectory.png")
     """FILE.png, the strip; the animation is FILE.gif beside it."""
-    num_images: Annotated[int, at_least(1)] = 4
+    num_images: Annotated[int, at_least(1, MANY)] = 4
     """N: the images 0 … N−1 of the seed, each with a row of x_t and one of x̂_0."""
 
     def check(self) -> None:
@@ -37,7 +37,8 @@ class Config(SamplerFlags):
 def run(config: Config, console: Console) -> None:
     """Write x_t and x̂_0(x_t, t) at selected steps; the last of both is x_0."""
     config.check()
-    make_directory(config.out.parent, config.out)
+    for suffix in (".png", ".gif"):
+        check_output(config.out.with_suffix(suffix))
     ready = config.ready(min(config.batch_size, config.num_images), console)
     states = walk(ready, config.num_images, console)
     if jax.process_index():

@@ -1,6 +1,7 @@
 """Files of Gaussian statistics, as the codes of the field exchange them for FID."""
 
 import json
+import secrets
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def save_statistics(path: str | Path, statistics: Statistics, recipe: dict[str, 
     ([[2.0]], {'features': 'pixels'})
     """
     path = Path(path)
-    partial = path.with_name(f".partial-{path.name}")
+    partial = path.with_name(f".partial-{secrets.token_hex(6)}-{path.name[-40:]}")
     mean, covariance, count = statistics
     try:
         with open(partial, "wb") as file:

@@ -90,10 +90,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     check_regular(path, wanted)
     if path.stat().st_size > _MAX_JSON:
         raise ValueError(f"{path} has more than {_MAX_JSON:,} bytes; give {wanted}.")
-    try:
-        return read_json(path, wanted)
-    except RecursionError as error:
-        raise ValueError(f"{path} is nested too deeply; give {wanted}.") from error
+    return read_json(path, wanted)
 
 
 def unet_of_diffusers(values: dict[str, Any], path: Path) -> UNetConfig:

@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 
 from ..architecture import UNetConfig
 from ..config import DiffusionConfig
+from ..files import whole, write
 from .diffusers_layout import (
     diffusers_name,
     learns_sigma,
@@ -38,7 +39,7 @@ _FROM_TORCH, _TO_TORCH = (2, 3, 1, 0), (3, 2, 0, 1)  # axes of a convolution's k
 
 
 def load_pretrained(
-    path: str | Path, *, image_size: int = 32, groups: int = 32
+    path: str | Path, *, image_size: int | None = None, groups: int = 32
 ) -> tuple[UNetConfig, dict[str, Any]]:
     """The architecture and float32 params of a published checkpoint.
 
@@ -49,7 +50,7 @@ def load_pretrained(
         path: an official checkpoint (a state dict, or the list that the official code saves, from
             which the EMA weights are taken; PyTorch's formats or .safetensors), or a diffusers
             folder with config.json and .safetensors or .bin.
-        image_size: height and width of the images, not stored in an official checkpoint.
+        image_size: of an official checkpoint; by default its attention is at 16×16, as in all.
         groups: groups of GroupNorm, not stored in an official checkpoint.
     """
     path = Path(path)
@@ -140,8 +141,8 @@ def save_diffusers(
         )
         for name, leaf in _named(params).items()
     }
-    path.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path / f"{_WEIGHTS}.safetensors", metadata={"format": "pt"})
+    with whole(path / f"{_WEIGHTS}.safetensors") as partial:
+        save_file(tensors, partial, metadata={"format": "pt"})
     settings = {"config": unet_to_diffusers(config)}
     if diffusion is not None:
         settings["scheduler_config"] = schedule_to_diffusers(diffusion)
@@ -151,7 +152,7 @@ def save_diffusers(
             "unet": ["diffusers", "UNet2DModel"],
         }
     for name, values in settings.items():
-        (path / f"{name}.json").write_text(json.dumps(values, indent=2) + "\n")
+        write(path / f"{name}.json", json.dumps(values, indent=2) + "\n")
 
 
 def _state_dict(path: Path) -> Tensors:
@@ -188,9 +189,8 @@ def _state_dict(path: Path) -> Tensors:
 
 def _quoted(name: Any) -> str:
     """A name from the file, which may be long or hold control characters."""
-    return (
-        name if isinstance(name, str) and re.fullmatch(r"[\w.-]{1,100}", name) else repr(name)[:100]
-    )
+    plain = isinstance(name, str) and re.fullmatch(r"[\w.-]{1,100}", name)
+    return name if plain else repr(name)[:100]
 
 
 def _fill(
@@ -262,7 +262,9 @@ def _permuted(name: str, array: np.ndarray, axes: tuple[int, ...]) -> np.ndarray
     return array.transpose(axes) if array.ndim == 4 else array.T
 
 
-def _config_of_official(tensors: Tensors, path: Path, image_size: int, groups: int) -> UNetConfig:
+def _config_of_official(
+    tensors: Tensors, path: Path, image_size: int | None, groups: int
+) -> UNetConfig:
     """The architecture, from the names and shapes of an official state dict."""
     if any(name.startswith("down_blocks.") for name in tensors):
         raise ValueError(
@@ -282,8 +284,9 @@ def _config_of_official(tensors: Tensors, path: Path, image_size: int, groups: i
     channels, image_channels = tensors["conv_in.weight"].shape[:2]
     widths = [tensors[name].shape[0] for name in firsts]
     if channels < 1 or any(width % channels for width in widths):
-        raise ValueError(f"{path} has {widths} channels, no multiples of the first {channels}.")
+        raise ValueError(f"{path} has {widths} channels, not multiples of {channels}.")
     attends = [f"down.{i}.attn.0.q.weight" in tensors for i in range(levels)]
+    image_size = image_size or (16 << attends.index(True) if True in attends else 32)
     return UNetConfig(
         image_size=image_size,
         image_channels=image_channels,

@@ -12,7 +12,10 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
+import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,14 +25,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from ..config import Config, DataConfig, config_from_dict
-from ..files import file_sha256, write
+from ..config import Config, config_from_dict
+from ..files import file_sha256, make_directory, write
 from ..model import unet_shapes
 from ..runtime import program
-from ..settings import differences
+from ..settings import is_number
 from .state import TrainState
 
 _SUMS = "SHA256SUMS"
+_REMOVAL = 2.0  # seconds that removing a checkpoint may take
+_SMALL_FILES = 200_000  # bytes of a checkpoint's configuration, indices and checksums
 
 
 @contextlib.contextmanager
@@ -53,13 +58,18 @@ def checkpoints(
         best_fn=judge,  # without it the metrics are not written
         cleanup_tmp_directories=True,
     )
+    make_directory(_folder(directory), directory)  # else Orbax's threads would wait for ever
     manager = ocp.CheckpointManager(_folder(directory), options=options)
+    failed = True
     try:
         yield manager
         seal(manager)
+        failed = False
     finally:
-        with contextlib.suppress(Exception):  # seal has reported the failure
-            manager.close()
+        # After a failure, closing would wait for other processes, which do not know of it.
+        if not failed or jax.process_count() == 1:
+            with contextlib.suppress(Exception):  # seal has reported the failure
+                manager.close()
 
 
 def save_checkpoint(
@@ -80,7 +90,7 @@ def save_checkpoint(
     }
     with _writing(manager, int(state.step)):
         # On a full disk, Orbax would print hundreds of lines of tracebacks.
-        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        size = 1.1 * sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _SMALL_FILES
         free = shutil.disk_usage(manager.directory).free
         if size > free:
             raise OSError(f"it takes {size / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free")
@@ -100,7 +110,7 @@ def seal(manager: ocp.CheckpointManager) -> None:
         if step is None or (folder / _SUMS).exists() or jax.process_index():
             return
         files = sorted(path for path in folder.rglob("*") if path.is_file())
-        sums = (f"{file_sha256(path)}  {path.relative_to(folder)}\n" for path in files)
+        sums = (f"{file_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
         write(folder / _SUMS, "".join(sums))
 
 
@@ -112,7 +122,10 @@ def _writing(manager: ocp.CheckpointManager, step: int | None) -> Iterator[None]
         folder = Path(manager.directory)
         good = latest_step(folder.parent)
         kept = "none was saved before" if good is None else f"that of step {good} is intact"
-        reason = str(error).splitlines()[0][:200]
+        kept = "only its checksums are missing" if good is not None and good == step else kept
+        said = re.search(r": ([^:]+?) \[os_error_code", str(error))
+        text = getattr(error, "strerror", None) or str(error)
+        reason = said[1] if said else text.splitlines()[0][:200]
         raise ValueError(
             f"the checkpoint of step {step} cannot be written to {folder} ({reason}); {kept}."
         ) from error
@@ -137,43 +150,17 @@ def latest_step(directory: Path) -> int | None:
 def _steps(directory: Path) -> list[int]:
     folder = _folder(directory)
     paths = folder.iterdir() if folder.is_dir() else ()
-    return sorted(int(path.name) for path in paths if path.name.isdigit())
+    return sorted(int(path.name) for path in paths if is_number(path.name))
 
 
 def load_run_config(directory: Path, checkpoint: str | int = "latest") -> tuple[Config, int]:
     """The configuration in one of a run's checkpoints, and its step."""
     step = _choose(directory, str(checkpoint))
     values = _restore(directory, step, {"config": ocp.args.JsonRestore()})["config"]
-    return config_from_dict(values), step
-
-
-def resumable_step(config: Config, out: Path) -> int | None:
-    """The step to resume from, or None for a new run."""
-    if latest_step(out) is None:
-        return None
-    saved, step = load_run_config(out)
-    for flag, (there, here) in differences(saved, config).items():
-        if flag == "data.flip" and _flips(saved.data) == _flips(config.data):
-            continue
-        more_steps = flag == "train.steps" and config.train.decay == "constant"
-        # At step 0, with imported weights, only the model and the noising process are fixed.
-        if not more_steps and (step or flag.startswith(("model.", "diffusion."))):
-            raise ValueError(
-                f"{out} holds checkpoints of another configuration: --{flag} was {there} there "
-                f"and is {here} now; use the old value to continue, or another --out to start anew."
-            )
-    if step > config.train.steps:
-        raise ValueError(
-            f"{out} is already at step {step}; --train.steps is {config.train.steps}: give more "
-            "steps, or another --out."
-        )
-    return step
-
-
-def _flips(data: DataConfig) -> bool | None:
-    """What --data.flip comes to, where the source's own default is known."""
-    default = {"digits": False, "emoji": False, "cifar10": True}.get(data.source)
-    return default if data.flip is None or default is False else data.flip
+    config = config_from_dict(values)
+    config.model.check()
+    config.diffusion.check()
+    return config, step
 
 
 def _choose(directory: Path, checkpoint: str) -> int:
@@ -189,21 +176,31 @@ def _choose(directory: Path, checkpoint: str) -> int:
         return latest
     steps = _steps(directory)
     if checkpoint == "best":
-        paths = {step: _folder(directory) / str(step) / "metrics" / "metrics" for step in steps}
         name = load_run_config(directory)[0].train.best_by()
-        found = {s: json.loads(path.read_text()) for s, path in paths.items() if path.exists()}
-        losses = {step: metrics[name] for step, metrics in found.items() if name in metrics}
+        found = {step: _metric(directory, step, name) for step in steps}
+        losses = {step: loss for step, loss in found.items() if loss is not None}
         if not losses:
             raise ValueError(
                 f"no checkpoint of {directory} has a {name.replace('_', ' ')}; ask for the latest, "
                 f"or one of {steps}."
             )
         return min(losses, key=losses.__getitem__)
-    if not checkpoint.isdigit() or int(checkpoint) not in steps:
+    if not is_number(checkpoint) or int(checkpoint) not in steps:
         raise ValueError(
-            f"the checkpoint asked for is {checkpoint}; {directory} has latest, best and {steps}."
+            f"the checkpoint asked for is {checkpoint[:40]}; {directory} has latest, best and "
+            f"{steps}."
         )
     return int(checkpoint)
+
+
+def _metric(directory: Path, step: int, name: str) -> float | None:
+    """A metric of a checkpoint; None without it, or if the file is damaged."""
+    path = _folder(directory) / str(step) / "metrics" / "metrics"
+    try:
+        loss = float(json.loads(path.read_text("utf-8"))[name])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return loss if np.isfinite(loss) else None
 
 
 def load_run(directory: str | Path, checkpoint: str | int = "latest") -> tuple[Config, Any]:
@@ -212,12 +209,33 @@ def load_run(directory: str | Path, checkpoint: str | int = "latest") -> tuple[C
     `checkpoint` is "latest", "best" (see --train.keep-best; of those kept), or a step. Params
     have the structure that `build_unet` returns.
     """
-    config, step = load_run_config(Path(directory), checkpoint)
-    # Only shapes: nothing is computed. NumPy arrays, since each process reads all of them.
-    shapes = unet_shapes(config.model)
-    template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
-    ema = _restore(Path(directory), step, {"ema": ocp.args.StandardRestore(template)})["ema"]
-    return config, jax.device_put(ema)
+    return open_run(Path(directory), checkpoint)[:2]
+
+
+def open_run(directory: Path, checkpoint: str | int = "latest") -> tuple[Config, Any, int]:
+    """What `load_run` returns, and the step; also while a training removes old checkpoints."""
+    step = _choose(directory, str(checkpoint))
+    try:
+        config, _ = load_run_config(directory, step)
+        # Only shapes: nothing is computed. NumPy arrays, since each process reads all of them.
+        shapes = unet_shapes(config.model)
+        template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
+        ema = _restore(directory, step, {"ema": ocp.args.StandardRestore(template)})["ema"]
+    except ValueError:
+        if not _removed(directory, step):
+            raise
+        return open_run(directory, checkpoint)
+    return config, jax.device_put(ema), step
+
+
+def _removed(directory: Path, step: int) -> bool:
+    """Whether a training has removed a checkpoint, as it does with all but the newest."""
+    deadline = time.monotonic() + _REMOVAL
+    while latest_step(directory) != step and (_folder(directory) / str(step)).exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return not (_folder(directory) / str(step)).exists()
 
 
 def _restore(directory: Path, step: int, items: dict[str, Any]) -> Any:
@@ -233,8 +251,12 @@ def _restore(directory: Path, step: int, items: dict[str, Any]) -> Any:
 def _verify(checkpoint: Path, items: set[str]) -> None:
     """Compare the files of some items with their checksums, if there are checksums."""
     sums = checkpoint / _SUMS
-    for line in sums.read_text().splitlines() if sums.exists() else []:
-        expected, name = line.split("  ", 1)
+    for line in sums.read_text("utf-8", "replace").splitlines() if sums.exists() else []:
+        expected, _, name = line.partition("  ")
+        if not name:
+            raise ValueError(
+                f"{sums} is damaged; remove it to read the checkpoint without its checksums."
+            )
         if name.split("/")[0] in items:
             path = checkpoint / name
             if not path.is_file():
@@ -251,4 +273,10 @@ def _damaged(checkpoint: Path, reason: str) -> ValueError:
 
 
 def _folder(directory: Path) -> Path:
-    return (directory / "checkpoints").absolute()  # Orbax takes absolute paths only
+    folder = (directory / "checkpoints").absolute()  # Orbax takes absolute paths only
+    if os.sep == "/" and "\\" in str(folder):
+        raise ValueError(
+            f"{directory} is {folder.parent} with a backslash in its path, where arrays of a "
+            "checkpoint would be written elsewhere; choose another name."
+        )
+    return folder

@@ -2,17 +2,18 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import tyro
 from rich.console import Console
 
 from ..config import UNetConfig, presets, save_config
+from ..files import check_path, make_directory
 from ..model.diffusers_scheduler import schedule_of_diffusers
 from ..model.hub import fetch, is_hub_name
 from ..model.pretrained import import_remarks, load_pretrained, save_diffusers
 from .checkpoint import checkpoints, latest_step, load_run, save_checkpoint
+from .directory import only_one
 from .state import initial_state, make_optimizer
 
 
@@ -25,8 +26,9 @@ class ImportConfig:
     on the Hugging Face Hub."""
     run: tyro.conf.Positional[Path]
     """The run directory to make."""
-    image_size: int = UNetConfig.image_size
-    """Height and width of the images, for an official checkpoint (a diffusers folder has it)."""
+    image_size: int | None = None
+    """Height and width of the images, for an official checkpoint (a diffusers folder has it). By
+    default that at which its attention is at 16×16, as in all of DDPM's, or 32."""
     groups: int = UNetConfig.groups
     """Groups of GroupNorm, for an official checkpoint (a diffusers folder has it)."""
 
@@ -45,6 +47,7 @@ class ExportConfig:
 
 def import_run(config: ImportConfig, console: Console) -> None:
     """Save the weights as step 0 of a new run with the paper's training settings."""
+    check_path(config.run, "RUN")
     if latest_step(config.run) is not None:
         raise ValueError(f"{config.run} holds a checkpoint already; choose another directory.")
     weights = config.weights
@@ -61,13 +64,23 @@ def import_run(config: ImportConfig, console: Console) -> None:
         train=replace(preset.train, label_dropout=dropout),
     )
     run.check()
-    _write(config.run, lambda: config.run.mkdir(parents=True, exist_ok=True))
-    with checkpoints(config.run, keep=1) as manager:
-        save_checkpoint(manager, initial_state(params, make_optimizer(run.train)), run)
-    save_config(run, config.run / "config.json")
+    with only_one(config.run):
+        with checkpoints(config.run, keep=1) as manager:
+            save_checkpoint(manager, initial_state(params, make_optimizer(run.train)), run)
+        save_config(run, config.run / "config.json")
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     size = f"{count:,} parameters for images {model.image_shape()}"
     console.print(f"{config.run}: {size}, from {config.weights}")
+    if (
+        not weights.is_dir()
+        and model.attention_resolutions
+        and 16 not in (model.attention_resolutions)
+    ):
+        console.print(
+            f"warning: at --image-size {config.image_size} the attention is at "
+            f"{max(model.attention_resolutions)}×{max(model.attention_resolutions)}, in DDPM's own "
+            "models at 16×16; without the flag the weights tell the size"
+        )
     for remark in import_remarks(weights):
         console.print(f"  {remark}")
 
@@ -75,17 +88,9 @@ def import_run(config: ImportConfig, console: Console) -> None:
 def export_run(config: ExportConfig, console: Console) -> None:
     """Write a run's weights and noising process for diffusers."""
     run, params = load_run(config.run, config.checkpoint)
-    _write(config.folder, lambda: save_diffusers(config.folder, run.model, params, run.diffusion))
+    make_directory(config.folder, config.folder, "FOLDER")
+    save_diffusers(config.folder, run.model, params, run.diffusion)
     console.print(
         f'{config.folder}: UNet2DModel.from_pretrained("{config.folder}") loads it, and so does '
         "DDIMPipeline.from_pretrained"
     )
-
-
-def _write(path: Path, action: Any) -> None:
-    try:
-        action()
-    except OSError as error:
-        raise ValueError(
-            f"{error.filename or path} cannot be written ({error.strerror}); choose another place."
-        ) from error

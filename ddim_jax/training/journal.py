@@ -12,6 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from ..config import TrainConfig
 from ..files import write
 
 Metrics = dict[str, Any]
@@ -21,25 +22,25 @@ Report = Callable[[int, list[Metrics], float, Metrics], None]
 @contextlib.contextmanager
 def journal(
     path: Path | None,
-    total: int,
-    batch_size: int,
+    settings: TrainConfig,
     start: int,
+    place: Callable[[int], Metrics],
     track: Callable[[Metrics], None],
     console: Console,
 ) -> Iterator[Report]:
     """report(step, metrics of the steps since the last one, seconds of pause, the step's values).
 
     The pause is the time since the last report not spent on training. `path` is metrics.jsonl, to
-    which each report adds a line, or None. `start` is the number of steps already done. `track`
-    gets each line, too.
+    which each report adds a line, or None. `start` is the number of steps already done. A line has
+    the Unix time in seconds, and what `place` says of a step's number. `track` gets it, too.
     """
-    mark = [time.perf_counter(), float(start)]
+    total, mark = settings.steps, [time.perf_counter(), float(start)]
     text_column = TextColumn("{task.fields[text]}")
     columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), text_column)
     quiet = console.quiet or not console.is_terminal
     with (
         Progress(*columns, console=console, disable=quiet) as bar,
-        contextlib.nullcontext() if path is None else open(path, "a") as file,
+        contextlib.nullcontext() if path is None else open(path, "a", encoding="utf-8") as file,
     ):
         task = bar.add_task("train", total=total, completed=start, text="compiling …")
 
@@ -47,11 +48,11 @@ def journal(
             now = time.perf_counter()
             seconds_per_step = (now - mark[0] - pause) / (done - mark[1])
             mark[:] = [now, done]
-            line: Metrics = {"step": done}
+            line: Metrics = {"step": done, "time": round(time.time(), 3), **place(done)}
             for name in window[0]:
                 line[name] = float(np.mean([metrics[name] for metrics in window]))
             line |= judged
-            rate = batch_size / seconds_per_step
+            rate = settings.batch_size / seconds_per_step
             line["images_per_second"] = round(rate, 1)
             if file is not None:
                 print(json.dumps(line), file=file, flush=True)
@@ -63,6 +64,8 @@ def journal(
             if not console.is_terminal:
                 console.print(f"step {done}/{total}  {text}")
 
+        if not console.is_terminal and start < total:
+            console.print("compiling the training step …")
         yield report
 
 
@@ -71,8 +74,8 @@ def keep_metrics(path: Path, start: int) -> None:
     if not path.exists():
         return
     lines = []
-    for line in path.read_text(errors="replace").splitlines():
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that a kill cut off
-            if json.loads(line)["step"] <= start:
+    for line in path.read_text("utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+            if json.loads(line)["step"] <= start:  # not a line that a kill cut off
                 lines.append(line)
     write(path, "".join(line + "\n" for line in lines))

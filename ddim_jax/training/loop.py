@@ -25,27 +25,28 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
-from ..config import Config, save_config
+from ..config import Config, TrainConfig
 from ..data import Dataset, batches, load_dataset
-from ..data.dataset import about, check_record, mirrors, save_record
+from ..data.dataset import about, check_record, mirrors
 from ..devices import batch_sharding, describe, make_mesh, process_rows, state_shardings, to_global
 from ..diffusion.objective import loss_weights
 from ..files import to_json
 from ..model import build_unet, unet_apply, unet_shapes
+from ..processes import agree
 from ..runtime import program
 from .checkpoint import (
     checkpoints,
     latest_step,
     restore_state,
-    resumable_step,
     save_checkpoint,
     seal,
 )
+from .directory import only_one, open_directory, resumable_step
 from .halt import any_process, exploded, stop_signals
-from .journal import Metrics, journal, keep_metrics
+from .journal import Metrics, journal
 from .preview import Draw, finish, make_draw, save_preview
 from .quality import described, judge, make_quality
-from .state import TrainState, initial_state, make_optimizer
+from .state import TrainState, initial_state, learning_rate, make_optimizer
 from .step import Step, make_train_step
 from .tracker import Tracker, require_tracker, tracking
 from .validation import held_out_data, make_validation
@@ -59,11 +60,26 @@ def train(config: Config, console: Console) -> None:
     """
     config.check()
     require_tracker(config)
+    agree(config)
     console = console if jax.process_index() == 0 else Console(quiet=True)
-    out, settings = Path(config.out), config.train
-    mesh = _mesh(config)
+    mesh, out = _mesh(config), Path(config.out)
     saved = resumable_step(config, out)
-    dataset, held_out = _open_data(config, saved)
+    data = _open_data(config, saved)
+    with only_one(out):
+        if resumable_step(config, out) != saved:
+            raise ValueError(f"{out} was trained by another process meanwhile; start again.")
+        drawn = not config.train.sample_every or (out / "samples.png").exists()
+        if saved == config.train.steps and drawn:
+            console.print(f"{out} is finished at step {saved}; give more --train.steps to go on")
+        else:
+            _train(config, mesh, saved, *data, console)
+
+
+def _train(
+    config: Config, mesh: Mesh, saved: int | None, dataset: Dataset, held_out: Dataset,
+    console: Console,
+) -> None:  # fmt: skip
+    out, settings = Path(config.out), config.train
     apply, alpha_bar = unet_apply(config.model), config.diffusion.alpha_bar()
     weights = loss_weights(
         alpha_bar, config.diffusion.prediction, settings.loss_weight,
@@ -71,8 +87,9 @@ def train(config: Config, console: Console) -> None:
     )  # fmt: skip
     state, shardings = prepare_state(config, mesh, out, saved)
     if saved is not None:
-        console.print(f"{out} resumes from step {saved}")
-    _open_directory(config, dataset, saved or 0)
+        rate = float(learning_rate(settings)(saved))
+        console.print(f"{out} resumes from step {saved} with a learning rate of {rate:.3g}")
+    open_directory(config, dataset, saved or 0)
     flip = mirrors(config.data.flip, dataset)
     step, draw = prepare_step(config, weights, shardings, flip=flip), make_draw(config)
     validate = None
@@ -91,14 +108,17 @@ def train(config: Config, console: Console) -> None:
         with stop_signals() as stop, jax.default_matmul_precision(settings.matmul_precision):
             stream = device_batches(config, dataset, mesh, saved or 0)
             judged_by = partial(judge, validate, quality, stop)
-            state = _run(config, state, step, stream, draw, judged_by, tracker, stop, console)
+            state = _run(
+                config, state, step, stream, draw, judged_by, dataset.size, tracker, stop, console
+            )
         if int(state.step) < settings.steps:
             done = f"stopped at step {int(state.step)} of {settings.steps}"
             console.print(f"{done}; checkpoint saved. Continue with:")
             console.print(f"  {program('train')} {shlex.quote(str(out / 'config.json'))}")
             return
         finish(config, state, draw, quality, console)
-        tracker.show(settings.steps, out / "samples.png")
+        if settings.sample_every:
+            tracker.show(settings.steps, out / "samples.png")
         tracker.close(True)
 
 
@@ -177,21 +197,6 @@ def _open_data(config: Config, saved: int | None, prepare: bool = True) -> tuple
     return dataset, held_out_data(config, dataset, prepare=prepare)
 
 
-def _open_directory(config: Config, dataset: Dataset, start: int) -> None:
-    """Make the run directory, write the configuration, and drop what will be logged again."""
-    out = Path(config.out)
-    if jax.process_index():
-        return
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        save_config(config, out / "config.json")
-        save_record(out, dataset)
-        keep_metrics(out / "metrics.jsonl", start)
-    except OSError as error:
-        problem = f"{error.filename} cannot be written ({error.strerror})"
-        raise ValueError(f"--out is {out}, and {problem}; choose another place.") from error
-
-
 def _run(
     config: Config,
     state: TrainState,
@@ -199,6 +204,7 @@ def _run(
     stream: Iterator[tuple[Any, Any]],
     draw: Draw,
     judged_by: Callable[..., Metrics],
+    size: int,
     tracker: Tracker,
     stop: threading.Event,
     console: Console,
@@ -209,11 +215,10 @@ def _run(
     pause = 0.0  # seconds since the last report that were not training
     first = int(state.step) + 1
     log_file = None if jax.process_index() else out / "metrics.jsonl"
+    place = partial(_place, settings, size)
     with (
         checkpoints(out, settings.keep_checkpoints, settings.best_by()) as manager,
-        journal(
-            log_file, settings.steps, settings.batch_size, first - 1, tracker.log, console
-        ) as report,
+        journal(log_file, settings, first - 1, place, tracker.log, console) as report,
     ):
         for done, batch in enumerate(islice(stream, settings.steps + 1 - first), first):
             start = time.perf_counter()
@@ -231,7 +236,8 @@ def _run(
                 window = jax.device_get(window)
                 _check_losses(window, done, config, manager)
             start = time.perf_counter()
-            judged = judged_by(state.ema, save, due and not halt)
+            # After a signal the state is saved first, and nothing else is done.
+            judged = {} if halt else judged_by(state.ema, save, due)
             if due:  # a signal ends the judging
                 halt = any_process(stop, True)
                 save = save or halt
@@ -242,15 +248,22 @@ def _run(
             start = time.perf_counter()
             if save:
                 save_checkpoint(manager, state, config, judged)
-            if settings.sample_every and done % settings.sample_every == 0:
+            halt = halt or any_process(stop, False)
+            if settings.sample_every and done % settings.sample_every == 0 and not halt:
                 images = draw(state.ema, settings.sample_images)
                 path = out / "samples" / f"step_{done:07d}.png"
                 save_preview(images, path, console)
                 tracker.show(done, path)
             pause += time.perf_counter() - start
-            if halt:
+            if halt and save:
                 break
     return state
+
+
+def _place(settings: TrainConfig, images: int, done: int) -> Metrics:
+    """What follows from the number of a step."""
+    rate, epoch = learning_rate(settings)(done - 1), done * settings.batch_size / images
+    return {"learning_rate": float(rate), "epoch": round(epoch, 4)}
 
 
 def _check_losses(window: list[Metrics], done: int, config: Config, manager: Any) -> None:

@@ -14,6 +14,7 @@ from ..devices import full_batch, make_mesh
 from ..diffusion.reverse import step_table
 from ..diffusion.sigmas import eta
 from ..diffusion.timesteps import TIMESTEPS
+from ..files import CannotWrite
 from ..images import save_grid, to_uint8
 from ..model import unet_apply
 from ..runtime import program
@@ -67,17 +68,20 @@ def save_preview(images: np.ndarray, path: Path, console: Console) -> None:
         return
     try:
         save_grid(images, path)
-    except OSError as error:
-        console.print(f"warning: {path} cannot be written ({error.strerror}); training goes on")
+    except CannotWrite as error:
+        console.print(f"warning: {error} Training goes on.")
 
 
 def finish(config: Config, state: TrainState, draw: Draw, quality: Any, console: Console) -> None:
     """Write the last sample grid, and print the Fréchet distance if it was not measured before."""
-    out, few = Path(config.out), config.train.sample_images
+    out = Path(config.out)
+    few = config.train.sample_images if config.train.sample_every else 0
     count = config.train.evaluate_images if quality and not config.train.evaluate_every else 0
-    images = draw(state.ema, max(count, few))
-    save_preview(images[:few], out / "samples.png", console)
-    console.print(f"trained to step {int(state.step)}; samples in {out / 'samples.png'}")
+    images = draw(state.ema, max(count, few)) if max(count, few) else np.zeros(0)
+    if few:
+        save_preview(images[:few], out / "samples.png", console)
+    where = f"; samples in {out / 'samples.png'}" if few else ""
+    console.print(f"trained to step {int(state.step)}{where}")
     if count and jax.process_index() == 0:
         console.print(f"{quality.label}: {quality.score(images[:count]):.3f}")
     console.print(f"sample with: {program('sample')} generate {shlex.quote(str(out))}")

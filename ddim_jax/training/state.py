@@ -39,20 +39,19 @@ def learning_rate(config: TrainConfig) -> optax.Schedule:
     >>> [round(float(learning_rate(TrainConfig(warmup_steps=2))(step)), 6) for step in range(4)]
     [0.0001, 0.0002, 0.0002, 0.0002]
     """
-    # Update 0 already moves the weights: the ramp reaches the full rate at update warmup_steps − 1.
+    ramp, cosine = config.warmup_steps, config.decay == "cosine"
+    if cosine:
+        ramp = min(ramp, config.steps // 2)
+    # Update 0 already moves the weights: the ramp reaches the full rate at update `ramp` − 1.
     warmup = optax.linear_schedule(
-        config.learning_rate / max(config.warmup_steps, 1),
-        config.learning_rate,
-        max(config.warmup_steps - 1, 1),
+        config.learning_rate / max(ramp, 1), config.learning_rate, max(ramp - 1, 1)
     )
     after = (
-        optax.cosine_decay_schedule(
-            config.learning_rate, max(config.steps - config.warmup_steps, 1)
-        )
-        if config.decay == "cosine"
+        optax.cosine_decay_schedule(config.learning_rate, max(config.steps - ramp, 1))
+        if cosine
         else optax.constant_schedule(config.learning_rate)
     )
-    return optax.join_schedules([warmup, after], [config.warmup_steps])
+    return optax.join_schedules([warmup, after], [ramp])
 
 
 def initial_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:

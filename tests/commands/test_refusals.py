@@ -44,11 +44,11 @@ TRAIN = [
     (["export", "{tmp}/empty", "{tmp}/folder"], "holds no checkpoint"),
     (
         ["export", "{run}", "{tmp}/broken/x.png"],
-        "x.png cannot be written (File exists); choose another place",
+        "x.png cannot be made (File exists); choose another place",
     ),
     (
         ["--out", "{tmp}/broken/x.png/run"],
-        "x.png/run cannot be written (Not a directory); choose another place",
+        "x.png/run cannot be made (Not a directory); choose another place",
     ),
 ]
 SAMPLE = [
@@ -64,6 +64,9 @@ SAMPLE = [
     ([], "RUN is None and --oracle None; give one of the two"),
     (["{run}", "--num-images", "0"], "--num-images is 0; it must be 1 or more"),
     (["{run}", "--batch-size", "-1"], "--batch-size is -1"),
+    (["{run}", "--batch-size", "1000000000000"], "it must be 1 or more, up to 1,000,000"),
+    (["{run}", "--sigma", "eta=inf"], "eta is inf; it must be"),
+    (["{run}", "--checkpoint", "²"], "the checkpoint asked for is ²; {run} has latest, best and"),
     (["{run}", "--seed", "-1"], "--seed is -1"),
     (["{run}", "--out", "{tmp}/x.jpg"], "x.jpg; its name must end in .png (a grid) or .npz"),
     (["{run}", "--out", "{tmp}/broken/x.png/y.png"], "cannot be made"),
@@ -119,11 +122,6 @@ def test_a_checkpoint_of_another_configuration(tiny_run, command, tmp_path):
         f"{tiny_run} holds checkpoints of another configuration: --train.learning-rate was 0.002 "
         "there and is 0.5 now" in err
     )
-    status, _, err = command("train", tmp_path / "config.json", "--train.steps", "30")
-    assert (status, "--train.steps was 3 there and is 30 now" in err) == (
-        1,
-        True,
-    )  # its cosine decay ends at step 3
     assert tree(tiny_run) == before
 
 
@@ -137,7 +135,7 @@ def test_a_truncated_checkpoint(tiny_run, command, tmp_path):
     before = tree(run)
     for name, arguments in (
         ("sample", ["generate", run, "--out", tmp_path / "x.png"]),
-        ("train", [run / "config.json", "--out", run]),
+        ("train", [run / "config.json", "--out", run, "--train.steps", 4]),
     ):
         status, _, err = command(name, *arguments)
         assert status == 1

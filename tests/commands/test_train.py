@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def check_run(config, out, command, directory):
     assert latest_step(run) == config.train.steps == 3
     assert [line["step"] for line in metrics(run)] == [1, 2, 3]
     assert all(np.isfinite(line["loss"]) and line["images_per_second"] > 0 for line in metrics(run))
+    assert time.time() - 600 < metrics(run)[0]["time"] < metrics(run)[2]["time"] < time.time()
     saved, params = load_run(run)
     assert load_config(run / "config.json") == saved == config
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
@@ -70,6 +72,8 @@ def check_run(config, out, command, directory):
 @pytest.mark.slow
 def test_digits_are_trained_on_and_sampled(digits, command, tmp_path):
     assert check_run(*digits, command, tmp_path).ndim == 2
+    last = metrics(Path(digits[0].out))[2]
+    assert (last["learning_rate"], last["epoch"]) == (pytest.approx(0.002), 0.0334)  # 48 of 1,437
     distance = r"Fréchet distance, pixels, n=16 against 1,437 train images, S=4 .*: ([\d.]+)"
     assert re.search(distance, digits[1])
 

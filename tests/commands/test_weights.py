@@ -6,10 +6,13 @@ import re
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from ddim_jax.config import load_config
 from ddim_jax.training import load_run
 from ddim_jax.training.checkpoint import latest_step
 from tests.commands import tree
+from tests.model.published import OFFICIAL, weights
 
 
 @pytest.mark.slow
@@ -48,3 +51,20 @@ def test_a_run_exported_and_imported_is_the_same_and_trains_on(tiny_run, command
 def test_a_run_is_not_imported_as_weights(tiny_run, command, tmp_path):
     status, _, err = command("train", "import", tiny_run, tmp_path / "run")
     assert (status, "is a run directory of train.py; sample from it" in err) == (1, True)
+
+
+@pytest.mark.slow
+def test_the_image_size_of_an_official_file_is_where_its_attention_is_at_16(command, tmp_path):
+    file = tmp_path / "a.safetensors"
+    save_file(weights(OFFICIAL), file)
+    flags = ["--groups", 8]
+    status, out, err = command("train", "import", file, tmp_path / "run", *flags)
+    assert (status, err) == (0, "")
+    model = load_config(tmp_path / "run" / "config.json").model
+    assert (model.image_size, model.attention_resolutions) == (32, (16,))
+    assert "warning" not in out
+    flags += ["--image-size", 16]
+    status, out, err = command("train", "import", file, tmp_path / "other", *flags)
+    assert (status, err) == (0, "")
+    assert "warning: at --image-size 16 the attention is at 8×8, in DDPM's own models at 16" in out
+    assert load_config(tmp_path / "other" / "config.json").model.image_size == 16

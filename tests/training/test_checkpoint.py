@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from ddim_jax.config import Config
-from ddim_jax.training import initial_state, load_run, make_optimizer
+from ddim_jax.training import checkpoint, initial_state, load_run, make_optimizer
 from ddim_jax.training.checkpoint import (
     checkpoints,
     latest_step,
     load_run_config,
+    open_run,
     restore_state,
     save_checkpoint,
 )
@@ -174,6 +175,60 @@ def test_without_losses_there_is_no_best(tmp_path):
     message = r"no checkpoint of .* has a validation loss; ask for the latest, or one of \[2, 3\]"
     with pytest.raises(ValueError, match=message):
         load_run_config(tmp_path, "best")
+
+
+def test_a_training_removes_what_is_being_read(tmp_path, saved, monkeypatch):
+    """The newest is read in its place, and nothing is called damaged."""
+    run = shutil.copytree(saved[0], tmp_path / "run")
+    moved = shutil.move(run / "checkpoints" / "5", tmp_path / "5")
+    asked = []
+
+    def shapes(_):
+        asked.append(latest_step(run))
+        if len(asked) == 1:  # a save, and the removal that follows
+            shutil.copytree(moved, run / "checkpoints" / "5")
+            shutil.rmtree(run / "checkpoints" / "4")
+        return saved[2][1].ema
+
+    monkeypatch.setattr(checkpoint, "unet_shapes", shapes)
+    _, params, step = open_run(run)
+    assert (asked, step) == ([4, 5], 5)
+    jax.tree.map(np.testing.assert_array_equal, params, saved[2][5].ema)
+    with pytest.raises(ValueError, match=r"asked for is 4; .* has latest, best and \[3, 5\]"):
+        open_run(run, 4)
+
+
+def test_a_damaged_old_checkpoint_is_not_called_removed(run, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_REMOVAL", 0.0)
+    (run / "checkpoints" / "4" / "config" / "metadata").write_text("")
+    with pytest.raises(ValueError, match="checkpoints/4 is damaged"):
+        open_run(run, 4)
+
+
+def test_a_damaged_loss_is_left_out(tmp_path):
+    losses = {1: 0.1, 2: 0.3, 3: 0.2}
+    with checkpoints(tmp_path, keep=3) as manager:
+        for step, loss in losses.items():
+            save_checkpoint(manager, small_state(step), Config(), loss)
+    assert load_run_config(tmp_path, "best")[1] == 1
+    for content in (b"\xff", b"{", b"[]", b'{"validation_loss": NaN}', b"[" * 9999):
+        (tmp_path / "checkpoints" / "1" / "metrics" / "metrics").write_bytes(content)
+        assert load_run_config(tmp_path, "best")[1] == 3
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"no checksums\n"])
+def test_damaged_checksums_are_not_a_damaged_checkpoint(run, saved, content):
+    sums = run / "checkpoints" / "5" / "SHA256SUMS"
+    sums.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{sums} is damaged; remove it to read the checkpoint"):
+        restore_state(run, 5, saved[2][1])
+
+
+@pytest.mark.parametrize("asked", ["²", "9" * 5000, "-1", "1.0"])
+def test_a_checkpoint_that_is_no_number(run, asked):
+    (run / "checkpoints" / "²").mkdir()
+    with pytest.raises(ValueError, match=f"asked for is {re.escape(asked[:40])}; "):
+        load_run_config(run, asked)
 
 
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):

@@ -68,6 +68,10 @@ def test_learning_rate_schedules():
         [0.5, 1, *(0.5 * (1 + np.cos(np.pi * k / 10)) for k in range(10))], abs=1e-6
     )
     assert float(learning_rate(replace(config, warmup_steps=0))(0)) == 1
+    # Of a run that is shorter than its warm-up, half is warm-up.
+    rates = [float(learning_rate(replace(config, warmup_steps=50))(step)) for step in range(12)]
+    np.testing.assert_allclose(rates[:7], [*np.arange(1, 7) / 6, 1.0], rtol=1e-6)
+    assert rates[11] < 0.07
 
 
 def linear(params, x, t, *, dropout_key=None):
