@@ -19,7 +19,7 @@ from ..features import FeatureFlags, Features, load_features
 from ..files import make_directory
 from ..images import save_rows
 from ..metrics import STATISTICS, Statistics
-from ..settings import IMAGES, at_least
+from ..settings import IMAGES, MANY, at_least
 from .cells import Drawing, Drawn, draw_cells
 from .estimates import kept_estimates
 from .flags import DrawFlags, refuse_beside_sampler
@@ -59,7 +59,7 @@ class Config(FeatureFlags, DrawFlags):
     """The report's directory in RUN/ablations; by default `default`, or the preset's name."""
     num_images: Annotated[int, IMAGES] = 0
     """n, images per cell; 0: 10,000, or on a CPU 512."""
-    likelihood: Annotated[int, at_least(0)] = 0
+    likelihood: Annotated[int, at_least(0, MANY)] = 0
     """Test images for the ELBO of each cell with noise in every step; 0: no ELBO."""
     against: str = ""
     """Reference images or statistics, as in evaluate; empty: the images the run was trained on."""

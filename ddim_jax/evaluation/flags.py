@@ -190,8 +190,10 @@ def refuse_beside_sampler(flags: Any, defaults: Any) -> None:
 
 def refuse_former(arguments: list[str]) -> None:
     """Report the new name of a flag from an earlier version."""
-    for argument in arguments:
-        name, _, value = argument.partition("=")
+    for i, argument in enumerate(arguments):
+        name, given, value = argument.partition("=")
+        if name == "--out" and (not value if given else arguments[i + 1 : i + 2] == [""]):
+            raise ValueError("--out is empty; give a path, or leave it out for the default.")
         if name == "--eta":
             raise ValueError(f"--eta is now --sigma eta={value or 'VALUE'}.")
         if name in ("--sigma-hat", "--no-sigma-hat", "--sigma_hat"):

@@ -23,10 +23,10 @@ from ..diffusion.learned import TableParameters, learned_table, table_parameters
 from ..diffusion.reverse import StepTable, stack_tables
 from ..diffusion.timesteps import TIMESTEPS
 from ..features import FeatureFlags, load_features
-from ..files import digest, make_directory, read_arrays, whole
+from ..files import check_output, digest, read_arrays, whole
 from ..metrics import difference, interval
 from ..progress import progress
-from ..settings import Range, at_least
+from ..settings import ABOVE_0, MANY, at_least
 from .estimates import kept_estimates
 from .flags import DrawFlags
 from .grid import Cell, cells
@@ -37,7 +37,7 @@ from .source import Source
 from .tables import console_table, estimate, number
 
 _SIGMAS = ("eta=0", "eta=0.5", "eta=1", "hat")
-_SOLVERS = ("first", "adams=2", "dpmpp=2")
+_SOLVERS = ("first", "adams=2", "dpmpp=2", "deis=3", "ipndm=4")
 _EVERY = 20  # updates between two looks at the held-out loss
 _PATIENCE = 10  # of these looks without a better one
 _CHOICE = 128  # images to choose the first table by
@@ -50,24 +50,24 @@ class Config(FeatureFlags, DrawFlags):
 
     out: Path = Path("sampler.npz")
     """FILE.npz, the sampler; FILE.png beside it shows the losses."""
-    steps: Annotated[int, at_least(1)] = 10
+    steps: Annotated[int, at_least(1, 1000)] = 10
     """S."""
     learn: tuple[Part, ...] = ("sigma", "noise", "correction")
     """What to learn; the rest stays as it is at the start."""
-    order: Annotated[int, at_least(1)] = 3
+    order: Annotated[int, at_least(1, 1000)] = 3
     """K, the newest predictions that a correction uses; at most S."""
     loss: Literal["auto", "w2", "kl", "kernel", "teacher"] = "auto"
     """w2 or kl: exact, for --oracle gaussian; kernel: the kernel distance of features; teacher:
     squared difference of features from many steps, without noise. auto: w2, or else kernel."""
     start: str = ""
     """A cell as "eta=0 quadratic dpmpp=2 S=10", or an .npz; empty: the best of those named."""
-    updates: Annotated[int, at_least(1)] = 400
+    updates: Annotated[int, at_least(1, MANY)] = 400
     """Most steps of Adam; a Gaussian oracle takes L-BFGS to convergence instead."""
-    learning_rate: Annotated[float, Range(lambda value: value > 0, "above 0")] = 0.02
+    learning_rate: Annotated[float, ABOVE_0] = 0.02
     """Of Adam, falling to 0 along a cosine."""
-    batch_size: Annotated[int, at_least(2)] = 128
+    batch_size: Annotated[int, at_least(2, MANY)] = 128
     """Images of a gradient."""
-    num_images: Annotated[int, at_least(8)] = 512
+    num_images: Annotated[int, at_least(8, MANY)] = 512
     """Held-out images."""
 
     def check(self) -> None:
@@ -85,7 +85,7 @@ class Config(FeatureFlags, DrawFlags):
 def run(config: Config, console: Console) -> None:
     """Learn a sampler, write it, and compare it with what it started from."""
     config.check()
-    make_directory(config.out.parent, config.out)
+    check_output(config.out)
     source = config.open()
     exact = source.moments is not None and config.loss in ("auto", "w2", "kl")
     if config.loss in ("w2", "kl") and not exact:
@@ -129,7 +129,7 @@ def _learn_exactly(config: Config, source: Source, grid: Sequence[Cell], console
         tables = stack_tables([cell.table for cell in grid])
         values = np.asarray(jax.jit(lambda tables: jax.lax.map(loss, tables))(tables))
         start = grid[int(np.argmin(values))]
-        first = table_parameters(start.table, config.learn, min(config.order, config.steps))
+        first = table_parameters(start.table, config.learn, _order(config, start))
         found, curve = minimise(
             lambda parameters: loss(learned_table(start.table, parameters)), first, config.seed
         )
@@ -157,10 +157,9 @@ def _learn_by_features(
         config.batch_size, config.num_images,
     )  # fmt: skip
     teacher = config.loss == "teacher"
-    order = min(config.order, config.steps)
     judge = feature_objective(setting, grid[0].table, teacher)
     start = _best(judge, grid, console)
-    first = table_parameters(start.table, config.learn, order)
+    first = table_parameters(start.table, config.learn, _order(config, start))
     objective = feature_objective(setting, start.table, teacher)
     identity = digest(
         *source.identity, features.identity, *start.table, vars(config) | {"out": None}
@@ -176,6 +175,12 @@ def _learn_by_features(
         own, gap = interval(spread), difference(spread, spreads[1])
         rows.append([name, estimate(own._asdict()), estimate(gap._asdict())])
     return table, start, curve, rows, label
+
+
+def _order(config: Config, start: Cell) -> int:
+    """The predictions of a correction, no fewer than the start uses."""
+    used = max(leaf.shape[1] for leaf in start.table[-2:])
+    return min(max(config.order, used), config.steps)
 
 
 def _names(grid: Sequence[Cell], start: Cell) -> tuple[str, str, str]:

@@ -27,7 +27,7 @@ from ..images import to_unit_range
 from ..metrics import mean_interval
 from ..progress import progress
 from ..sampler import batch_program, in_batches, on_mesh
-from ..settings import SEED, at_least
+from ..settings import MANY, SEED, at_least
 from .estimates import kept_estimates
 from .flags import COUNT, SourceFlags
 from .grid import Cell, cells
@@ -56,7 +56,7 @@ class Config(SourceFlags):
     """Times in a step of the ODE, an even number; 20 takes a tenth of the time."""
     seed: Annotated[int, SEED] = 0
     """Seed of all noise, 0 to 2³²−1."""
-    batch_size: Annotated[int, at_least(1)] = 64
+    batch_size: Annotated[int, at_least(1, MANY)] = 64
     """Images per batch; the last batch is filled up."""
 
 

@@ -52,6 +52,8 @@ TRAIN = [
     ),
 ]
 SAMPLE = [
+    (["{run}", "--out", ""], "--out is empty; give a path"),
+    (["{run}", "--out="], "--out is empty; give a path"),
     (["{run}", "--sigma", "eta=-0.5"], "eta is -0.5; it must be ≥ 0"),
     (["{run}", "--sigma", "eta=30"], "sigma is"),
     (["{run}", "--steps", "1001"], "S is 1001 reverse steps; choose 1 to T = 1000"),
