@@ -1,9 +1,9 @@
 # %% [markdown]
 # # DDIM in ten minutes
 #
-# A diffusion model of 8×8 digits, from noise to numbers: add noise, train, sample, change σ,
-# change the order, and check the sampler where the answer is known exactly. It takes about ten
-# minutes on a laptop with two cores. Equation numbers are those of the DDIM paper
+# A diffusion model of 8×8 digits: add noise, train, sample, change σ, use a solver of higher
+# order, and check the sampler where the answer is known exactly. It takes about ten minutes on a
+# laptop with two cores. Equation numbers are those of the DDIM paper
 # ([arXiv:2010.02502](https://arxiv.org/abs/2010.02502)). The code writes $\bar\alpha$ where the
 # paper writes $\alpha$.
 #
@@ -82,8 +82,8 @@ show(
 # %% [markdown]
 # ## Train
 #
-# A UNet predicts $\epsilon$ from $x_t$ and $t$ (Eq. 5, with $\gamma = 1$). This is what
-# `ddim-train` does. A run that is stopped resumes where it was: run the cell again.
+# A UNet predicts $\epsilon$ from $x_t$ and $t$ (Eq. 5, with $\gamma = 1$). `ddim-train` does the
+# same. If it is stopped, run the cell again: the run resumes where it was.
 
 # %%
 train(config, Console(force_jupyter=False, force_terminal=False, highlight=False))
@@ -112,8 +112,8 @@ plt.show()
 #
 # $$x_s = \sqrt{\bar\alpha_s}\,\hat x_0 + \sqrt{1-\bar\alpha_s-\sigma^2}\;\hat\epsilon + \sigma z.$$
 #
-# All that a step needs, τ and σ included, is a row of a `StepTable`. Tables are arrays, so one
-# compiled program runs any number of them from the same noise.
+# Here $z$ is fresh noise. One row of a `StepTable` holds all that a step needs, τ and σ included.
+# Tables are arrays, so one compiled program runs any number of them from the same noise.
 
 # %%
 _, params = load_run(OUT)
@@ -143,7 +143,7 @@ show(few[:, :10], SIGMAS, "the same noise, five σ, S = 5 steps")
 
 # %% [markdown]
 # With five steps, a larger σ costs quality: the noise that a step adds is still there at the end.
-# The paper's Table 1 says the same in FID. Here is a Fréchet distance of pixels, for several
+# The paper's Table 1 says the same in FID. Below is the Fréchet distance of pixels for several
 # numbers of steps S. Smaller is better.
 
 # %%
@@ -196,8 +196,8 @@ plt.show()
 #
 # ## Order 2
 #
-# A solver of higher order also uses past predictions. It is two more columns of the table, so it
-# works for any σ. Each step is still one call of the network.
+# A solver of higher order also uses past predictions. It adds two columns to the table and works
+# for any σ. Each step is still one call of the network.
 
 # %%
 SOLVERS = {
@@ -216,8 +216,8 @@ for name, row in ordered.items():
 # ## Where the answer is known
 #
 # Distances of a trained model mix two errors, the network's and the sampler's. For Gaussian data
-# the best denoiser is known in closed form, and so is the distribution of what the sampler draws:
-# nothing is estimated. First, samples against that distribution.
+# the best denoiser has a closed form, and so has the distribution of the sampler's output. First,
+# samples against that distribution.
 
 # %%
 mean, covariance = REAL.mean(0), np.cov(REAL.T)
@@ -235,7 +235,8 @@ print(
 )
 
 # %% [markdown]
-# Then the error of every σ and order, as the squared Wasserstein distance of the covariances:
+# Then the error of every σ, and of order 2 at η = 0, as the squared Wasserstein distance between
+# the covariances of output and data:
 
 # %%
 MANY = (5, 10, 20, 50, 100)
@@ -257,14 +258,14 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# The error grows with η at every S, as in the paper. σ̂ does not lose here: its extra variance
-# repairs the variance that the sampler loses. Its bad FID on images comes from the noise of the
-# last steps.
+# The error grows with η at every S, as in the paper. σ̂ is not the worst here: its extra variance
+# makes up for the variance that the sampler loses. Its bad FID on images comes from the noise of
+# the last steps.
 #
 # ## Bits per dimension
 #
-# The same (τ, σ) also gives a bound on the likelihood, the ELBO of Eq. 11. It needs noise in every
-# step but the last, so it is infinite for η = 0. In bits per dimension of the test images:
+# The same (τ, σ) also gives a bound on the negative log-likelihood (Eq. 11). It needs noise in
+# every step but the last, so it is infinite for η = 0. In bits per dimension of the test images:
 
 # %%
 held_out = load_dataset(config.data, (8, 8, 1), "test")
@@ -286,13 +287,13 @@ for S in (10, 50):
         print(f"{name:>14}, S = {S}: {bits[name, S]:.2f} bits/dim")
 
 # %% [markdown]
-# More steps give a tighter bound. The level is not comparable with other data: these digits take
-# 17 of the 256 values only.
+# More steps give a tighter bound. The values cannot be compared with those of other data: these
+# digits use only 17 of the 256 levels.
 #
 # ## What FID would need
 #
 # FID is this Fréchet distance with features of an Inception network in place of pixels. It needs
-# 96 MB of weights, which the first use downloads, colour images such as CIFAR-10, and 50,000
+# 96 MB of weights (the first use downloads them), natural images such as CIFAR-10, and 50,000
 # samples, so a GPU:
 #
 # ```sh
