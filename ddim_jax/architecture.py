@@ -1,4 +1,4 @@
-"""The settings of the network: the paper's choices, and those that only other code makes."""
+"""The settings of the network: the paper's, and variants that only other code has."""
 
 import math
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ _MAX_SIZE, _MAX_LEVELS, _MAX_BLOCKS, _MAX_CHANNELS = 4096, 10, 64, 16_384
 
 @dataclass(frozen=True)
 class Variants:
-    """Choices that the paper does not know, for weights of diffusers; the defaults are its own."""
+    """Variants of the network in diffusers; the defaults are the paper's."""
 
     head_channels: Annotated[int, at_least(0)] = 0
     """Channels of each attention head; 0: one head."""
@@ -28,7 +28,7 @@ class Variants:
     middle_norm: bool = True
     """GroupNorm before the attention of the middle block."""
     null_class: bool = True
-    """The table of classes has a last row for no label; without it every image needs a label."""
+    """Embed "no label" as one more class; without it every image needs a label."""
 
 
 @dataclass(frozen=True)

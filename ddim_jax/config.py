@@ -73,7 +73,7 @@ class DataConfig(DataFiles, DataSource):
     """The training images."""
 
     flip: bool | None = None
-    """Mirror images with probability ½; None: CIFAR-10 only. Never digits and emoji's letters."""
+    """Mirror images with probability ½; None: CIFAR-10 only. Never digits and emoji (letters)."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class DiffusionConfig:
     beta_end: Annotated[float, BETWEEN_0_AND_1] = 0.02
     """β_T of the linear, quadratic and sigmoid schedules, and every β of the constant one."""
     zero_terminal_snr: bool = False
-    """Stretch the schedule to ᾱ_T = 0, pure noise (Lin et al.); the network predicts v or x0."""
+    """Rescale the schedule to ᾱ_T = 0, pure noise (Lin et al.); the network predicts v or x0."""
     prediction: Literal["epsilon", "x0", "v"] = "epsilon"
     """What the network predicts: epsilon (DDPM, DDIM), x0, or v = √ᾱ ε − √(1−ᾱ) x_0."""
 
@@ -119,7 +119,7 @@ class Conduct(Free):
     log_every: Annotated[int, at_least(1)] = 100
     """Steps between lines of metrics.jsonl."""
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
-    """Send the numbers and samples also to TensorBoard (RUN/tensorboard) or Weights & Biases."""
+    """Also send numbers and samples to TensorBoard (RUN/tensorboard) or Weights & Biases."""
     sample_every: Annotated[int, at_least(0)] = 5_000
     """Steps between sample grids, besides the one at the end; 0: none at all."""
     sample_images: Annotated[int, at_least(1, MANY)] = 64
@@ -127,11 +127,11 @@ class Conduct(Free):
     sample_steps: Annotated[int, at_least(1)] = 50
     """Reverse steps S (quadratic τ, η = 0) of the samples drawn during training."""
     evaluate_images: Annotated[int, at_least(0, MANY)] = 0
-    """Samples drawn at the end for a Fréchet distance to the train split; 0: none."""
+    """Samples for a Fréchet distance to the training images, at the end; 0: none."""
     evaluate_every: Annotated[int, at_least(0)] = 0
-    """Steps between Fréchet distances of as many samples, in metrics.jsonl; 0: only at the end."""
+    """Steps between such Fréchet distances, in metrics.jsonl; 0: only at the end."""
     evaluate_features: Literal["pixels", "classifier", "inception"] = "pixels"
-    """What the Fréchet distance compares; classifier: `sample.py classifier` of this run."""
+    """What the Fréchet distance compares; classifier: the one of `sample.py classifier RUN`."""
     evaluate_family: Literal["tf1", "pytorch-fid"] = "tf1"
     """Inception's resize and scaling, as --family of `sample.py evaluate`."""
     evaluate_inception: str = ""
@@ -141,11 +141,11 @@ class Conduct(Free):
     checkpoint_every: Annotated[int, at_least(1)] = 5_000
     """Steps between checkpoints; the last step is always saved."""
     keep_checkpoints: Annotated[int, at_least(1)] = 3
-    """How many of the newest checkpoints stay, besides the best one."""
+    """How many of the newest checkpoints to keep, besides the best one."""
     keep_best: Literal["validation-loss", "frechet"] = "validation-loss"
-    """The best checkpoint has the lowest value of this; frechet: see --train.evaluate-every."""
+    """The best checkpoint has the lowest of these; frechet needs --train.evaluate-every."""
     validate_images: Annotated[int, at_least(0)] = 1024
-    """Images of the test split (if none: train) for the validation loss of checkpoints; 0: none."""
+    """Images of the test split (without one: train) for the validation loss; 0: no such loss."""
 
     def frechet_name(self) -> str:
         """What the Fréchet distance is called in metrics.jsonl and checkpoints."""
@@ -171,7 +171,7 @@ class TrainConfig(Conduct):
     learning_rate: Annotated[float, ABOVE_0] = 2e-4
     """Adam's step size after the warm-up."""
     warmup_steps: Annotated[int, at_least(0)] = 5_000
-    """Steps over which the learning rate rises linearly from 0; with cosine at most half of all."""
+    """Steps over which the learning rate rises linearly; with cosine at most half of all steps."""
     decay: Literal["constant", "cosine"] = "constant"
     """After the warm-up: constant (the paper), or cosine to 0 at the last step."""
     adam_b1: Annotated[float, FRACTION] = 0.9
@@ -187,7 +187,7 @@ class TrainConfig(Conduct):
     min_snr_gamma: Annotated[float, ABOVE_0] = 5.0
     """The value at which min-snr clips the signal-to-noise ratio."""
     gamma_eta: Annotated[float, Range(lambda v: 0 < v <= 1, "above 0 and at most 1")] = 1.0
-    """η of the σ whose γ --train.loss-weight gamma uses."""
+    """η of the σ in J_σ, for --train.loss-weight gamma."""
     label_dropout: Annotated[float, FRACTION] = 0.1
     """Probability of hiding a label in training, so that the network also learns without labels."""
     matmul_precision: Literal["default", "high", "highest"] = "default"
@@ -211,9 +211,9 @@ class MeshConfig(Free):
     """The devices of all processes, as a grid data × fsdp."""
 
     data: Annotated[int, at_least(0)] = 0
-    """Parts that a batch is split into on this axis; 0: as many as devices and batch allow."""
+    """Number of parts of a batch on this axis; 0: as many as devices and batch size allow."""
     fsdp: Annotated[int, at_least(1)] = 1
-    """Parts that weights, EMA and optimizer state are split into; the batch is split, too."""
+    """Number of parts of weights, EMA and optimizer state; also splits the batch."""
 
 
 @dataclass(frozen=True)

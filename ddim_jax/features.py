@@ -34,11 +34,11 @@ class FeatureFlags:
     """What images are compared by."""
 
     features: Literal["pixels", "classifier", "inception"] = "pixels"
-    """Raw pixels, a classifier (`sample.py classifier RUN`), or Inception, for FID and KID."""
+    """Raw pixels, the classifier of `sample.py classifier`, or Inception, for FID and KID."""
     family: Literal[*FAMILIES] = "tf1"  # type: ignore[valid-type]
     """Inception's resize and scaling: as TensorFlow, edm and ADM do it, or as pytorch-fid does."""
     inception: Path | None = None
-    """Inception's weights; by default $DDIM_JAX_INCEPTION, or the user's cache (96 MB, fetched)."""
+    """Inception's weights; default $DDIM_JAX_INCEPTION, or a download to ~/.cache (96 MB)."""
     inception_sha256: str = ""
     """SHA-256 of --inception, if it is not the published file's; results are then not FID."""
 

@@ -1,12 +1,12 @@
-"""The density of the probability-flow ODE, the limit of η = 0 in small steps.
+"""The density of the probability-flow ODE, the limit of η = 0 for small steps.
 
-In y = x/√ᾱ and ρ = √((1−ᾱ)/ᾱ), Eq. 14 and the change of the density along it are
+With y = x/√ᾱ and ρ = √((1−ᾱ)/ᾱ), Eq. 14 and the change of the density along it are
 
     (1)  dy/dρ = ε_θ(√ᾱ y, t),   d ln p/dρ = −tr ∂ε_θ/∂y
     (2)  log p(x_0) = log N(x_T; 0, I) + d/2 ln ᾱ_T + ∫ tr ∂ε_θ/∂y dρ   from ρ = 0 to ρ_T
 
-Only integer times are used: steps of Runge-Kutta go over an even number of times, and the one in
-their middle serves their middle stages. Source: arXiv:2011.13456, appendix D.2.
+Only integer times are used. A Runge-Kutta step spans an even number of times, and its middle stages
+use the time in the middle. Source: arXiv:2011.13456, appendix D.2.
 """
 
 import math
@@ -31,12 +31,12 @@ def ode_log_likelihood(
     trace: str = "hutchinson",
     stride: Integer = 2,
 ) -> Float[Array, " B"]:
-    """The density log p(x_0) of (2), in nats; images of 256 levels need noise of a bin's width.
+    """The log density log p(x_0) of (2), in nats. Images of 256 levels need noise of a bin's width.
 
-    Steps of order 4 over `stride` times, an even number; the default takes 2 T calls. Below ρ_1
-    the score is that at t = 1. What is left over at the end takes a smaller stride, or a step
-    without a time in its middle. "hutchinson" estimates the trace by vᵀ (∂ε/∂y) v, with one v of
-    ±1 per image; "exact" takes d products. If ᾱ_T = 0, the path ends at T − 1.
+    Steps of order 4 span `stride` times, an even number; the default takes 2 T calls. Below ρ_1 the
+    score is that at t = 1. The last times may take a smaller stride, or a step with no time in its
+    middle. "hutchinson" estimates the trace by vᵀ (∂ε/∂y) v, with one v of ±1 per image. "exact"
+    takes d products. If ᾱ_T = 0, the path ends at T − 1.
 
     >>> from ddim_jax import alpha_bars, gaussian_oracle, image_keys, linear_betas
     >>> bars = alpha_bars(linear_betas(1000))

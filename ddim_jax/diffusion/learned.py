@@ -1,12 +1,12 @@
-"""Step tables as parameters of a gradient, within the limits of a table by construction.
+"""Learnable step tables: any parameters give a valid table.
 
     (1)  sigma = √(1−ᾱ_s) |sin u|,   so that sigma² ≤ 1 − ᾱ_s
     (2)  noise = √(1−ᾱ_s) |w| for s > 0, √(1−ᾱ_t) |w| in the last row; or noise = sigma for s > 0
     (3)  a_k = √ᾱ_s b_k,   e_k = √(1−ᾱ_t) c_k for 1 ≤ k ≤ the number of earlier steps,
          a_0 = −Σ a_k,   e_0 = −Σ e_k
 
-τ is not learned: a network takes integer times, which have no gradient. Noise is never exactly 0
-while it is learned, for the scan draws none where it is 0, and gives it no gradient.
+τ is not learned: a network takes integer times, which have no gradient. Learned noise starts
+above 0: where it is 0, the scan draws none, and it has no gradient.
 """
 
 from collections.abc import Collection
@@ -32,7 +32,7 @@ class TableParameters(NamedTuple):
 
 
 def table_parameters(table: StepTable, parts: Collection[str], order: Integer) -> TableParameters:
-    """The parameters that give a table; σ and noise have a least value. `order` is K.
+    """The parameters of a given table, with tiny σ and noise raised; `order` is K.
 
     >>> from ddim_jax import eta, step_table
     >>> table = step_table([1.0, 0.64, 0.36], [1, 2], eta(1.0))
@@ -63,7 +63,7 @@ def table_parameters(table: StepTable, parts: Collection[str], order: Integer) -
 
 
 def learned_table(table: StepTable, parameters: TableParameters) -> StepTable:
-    """The table with (1) to (3) in place of what is learned; the parameters may be traced.
+    """The table with (1) to (3) for the learned parts; the parameters may be traced.
 
     >>> from ddim_jax import eta, step_table
     >>> table = step_table([1.0, 0.64, 0.36], [1, 2], eta(0.0))

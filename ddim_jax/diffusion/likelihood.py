@@ -1,4 +1,4 @@
-"""The ELBO of any (τ, σ), bits/dim, and the costs from which an optimal τ is chosen.
+"""The ELBO of any (τ, σ), bits/dim, and the costs for an optimal τ.
 
 With p of Eq. 10 and q_σ of Eq. 6, the variational bound J_σ (Eq. 11) is
 
@@ -9,9 +9,9 @@ With p of Eq. 10 and q_σ of Eq. 6, the variational bound J_σ (Eq. 11) is
          m   = √ᾱ_s (x_0 − x̂_0) + √(1−ᾱ_s−σ²) (ε − ε̂)
          L_0 = −log p(x_0 | x_t), with mean x̂_0 at the last t and standard deviation σ_1
 
-σ_1 is the noise of the last row (`final_noise`). Where that is 0, it is √β̃ of the row before, as in
-DDPM, or √β_1 if there is none. Images have 256 levels, so p(x_0 | x_t) is the mass of the Gaussian
-in the bin of each value, and the outer bins are open (arXiv:2006.11239, Eq. 13).
+σ_1 is the noise of the last row (`final_noise`). If that is 0, it is √β̃ of the row before, as in
+DDPM, or √β_1 if there is none. Images have 256 levels: p(x_0 | x_t) is the mass of the Gaussian in
+the bin of each value, and the outer bins are open (arXiv:2006.11239, Eq. 13).
 
 Costs are in nats per image, (B,). The likelihood for σ = 0 is `ode_log_likelihood`, in flow.py.
 """
@@ -38,7 +38,7 @@ from .types import Images, Integer, Numbers, Real
 
 
 class Elbo(NamedTuple):
-    """The terms of (1) in nats per image, L_T, L_s and L_0; the ELBO is minus their sum."""
+    """The terms of (1) in nats per image: L_T, L_s, L_0. The ELBO is minus their sum."""
 
     prior: Float[Array, " B"]
     steps: Float[Array, "B rows"]
@@ -56,9 +56,9 @@ def elbo(
 ) -> Elbo:
     """The terms of (1), each L_s and L_0 with one draw x_t from q(x_t | x_0) by `keys`.
 
-    `levels` is how many values x_0 can take in [−1, 1]; None: the data term is the density
-    −log N(x_0; x̂_0, σ_1²). Where s > 0, sigma and noise must be > 0: if one is 0, as with η = 0,
-    L_s is infinite (ValueError, or inf if they are traced). First order only; x̂_0 not clipped.
+    `levels` is the number of values that x_0 can take in [−1, 1]. None: the data term is the
+    density −log N(x_0; x̂_0, σ_1²). Where s > 0, sigma and noise must be > 0. If one is 0, as with
+    η = 0, L_s is infinite (ValueError, or inf if traced). First order only; x̂_0 is not clipped.
 
     >>> from ddim_jax import eta, gaussian_oracle, image_keys, step_table
     >>> bars = [1.0, 0.64, 0.01]
@@ -122,8 +122,9 @@ def elbo_costs(
     """The expected L_s of every step t → s as cost[s, t], in nats, for `optimal_timesteps`.
 
     `x_0_errors` holds E‖x_0 − x̂_0(x_t, t)‖² for 0 … T. cost[0, t] is the Gaussian data term with
-    σ_1, by default √β_1. Infinite for s ≥ t, and where sigma or noise is 0. The schedule must take
-    any steps: not an array. Source: arXiv:2106.03802, section 3; arXiv:2201.06503, appendix.
+    σ_1, by default √β_1. Infinite for s ≥ t, and where sigma or noise is 0. The schedule must be a
+    function, not an array: it is called with all pairs of times. Source: arXiv:2106.03802,
+    section 3; arXiv:2201.06503, appendix.
 
     >>> elbo_costs([1.0, 0.64, 0.01], [0.0, 0.1, 0.5], 1)[:2, 1:].round(3).tolist()
     [[0.547, 1.103], [inf, 0.442]]

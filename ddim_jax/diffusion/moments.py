@@ -1,13 +1,13 @@
 """The sampler's exact output distribution for Gaussian data, and distances between Gaussians.
 
 For x_0 ~ N(μ, Σ) the optimal denoiser is affine in x_t (`gaussian_oracle`). So are Eq. 12 and a
-solver's correction, so the sampler's output is Gaussian: its mean and covariance follow from those
-of x_T ~ N(0, I) step by step. All steps share the eigenvectors of Σ. With λ an eigenvalue:
+solver's correction. Hence the sampler's output is Gaussian, and its mean and covariance follow step
+by step from those of x_T ~ N(0, I). All steps share the eigenvectors of Σ. For an eigenvalue λ:
 
     (1)  x̂_0 = μ + p (x_t − √ᾱ_t μ),   ε̂ = q (x_t − √ᾱ_t μ),
          p = √ᾱ_t λ/c,   q = √(1−ᾱ_t)/c,   c = ᾱ_t λ + 1 − ᾱ_t
     (2)  x_s = √ᾱ_s μ + Σ_k (g_k (x_{t_k} − √ᾱ_{t_k} μ) + a_k μ) + noise · z,
-         g_k = a_k p_k + e_k q_k,   for k = 0 with √ᾱ_s p + √(1−ᾱ_s−sigma²) q more
+         g_k = a_k p_k + e_k q_k,   and for k = 0 also + √ᾱ_s p + √(1−ᾱ_s−sigma²) q
 
 The state is x_{t_0}, …, x_{t_{K−1}}, newest first. A step shifts it and puts x_s in front.
 Means are (D,) or an image of D elements, covariances (D, D). Everything is NumPy float64.
@@ -73,9 +73,9 @@ def gaussian_errors(
 ) -> Callable[[StepTable], GaussianErrors]:
     """A function of a table: how far `propagate_gaussian` is from the data.
 
-    The table may be traced, and is differentiable by σ, noise and corrections. It has no repeats,
-    and both corrections have one K. Output and data share their eigenvectors, so W2² is
-    (m − μ)² + (√P − √λ)², summed.
+    The table may be traced, and the result has gradients with respect to σ, noise and corrections.
+    The table may not have repeats, and both corrections have the same K. Output and data share
+    their eigenvectors, so W2² is the sum of (m − μ)² + (√P − √λ)² over them.
 
     >>> from ddim_jax import eta, step_table
     >>> errors = gaussian_errors([0.0], [[1.0]], [1.0, 0.64])

@@ -1,4 +1,4 @@
-"""Solvers: linear multistep methods of any order, for any σ, as corrections of Eq. 12.
+"""Solvers: linear multistep methods of any order, for any σ, as corrections to Eq. 12.
 
 A linear multistep method adds to Eq. 12 multiples of the newest K predictions:
 
@@ -25,18 +25,18 @@ The integral of the polynomial is Σ_k w_k x̂_0^k, with weights that are exact 
 The sums are 0 because Eq. 12 already has the constant part, m_0 = Σ_k w_k. The e_k serve for any σ.
 Known methods:
 
-    adams(2), adams(3)   at σ = 0 DPM-Solver++(2M) "heun" and UniP-3, at η = 1 the SDE of the first,
-                         in between the predictor of SA-Solver, with τ² = κ − 1
-    dpm_solver_pp(2)     DPM-Solver++(2M) "midpoint" at σ = 0, its SDE at η = 1; UniP-2
+    adams(2), adams(3)   at σ = 0 DPM-Solver++(2M) "heun" and UniP-3; in between the predictor of
+                         SA-Solver, with τ² = κ − 1. adams(2) at η = 1: SDE-DPM-Solver++(2M) "heun"
+    dpm_solver_pp(2)     DPM-Solver++(2M) "midpoint" and UniP-2 at σ = 0; its SDE version at η = 1
     dpm_solver_pp(3)     DPM-Solver++(3M) at σ = 0
     deis(K)              ρAB-DEIS, called LMS in k-diffusion and diffusers, at σ = 0
     ipndm(K)             iPNDM, or PNDM after its warm-up, at σ = 0
 
-The first steps have few predictions and so a lower order, which alone limits the whole to order 2.
-`lower_order_final` lowers the order at the end, too: to 1 in the last step, to 2 in the one before,
-and so on. None means: where S < 15, as in diffusers. Order 1 is also what a step from ᾱ_t = 0 has,
-whose prediction is not used again, and in (2) the step to s = 0, where λ = ∞. Repeats (t = s) make
-no prediction. All is computed on the host: a new sigma in a finished table leaves a_k, e_k alone.
+The first steps have few predictions, and so a lower order. This limits the whole to order 2.
+`lower_order_final` also lowers the order at the end: to 1 in the last step, to 2 in the one before,
+and so on. None means: if S < 15, as in diffusers. A step from ᾱ_t = 0 has order 1, and its
+prediction is not used again. In (2) so has the step to s = 0, where λ = ∞. Repeats (t = s) make no
+prediction. All is computed on the host: a new sigma in a finished table does not change a_k, e_k.
 
 Sources: DPM-Solver++, arXiv:2211.01095; UniPC, arXiv:2302.04867; SA-Solver, arXiv:2309.05019; DEIS
 and iPNDM, arXiv:2204.13902; PNDM, arXiv:2202.09778.
@@ -88,9 +88,9 @@ def adams(order: Integer, *, lower_order_final: bool | None = None) -> Solver:
 def dpm_solver_pp(order: Integer, *, lower_order_final: bool | None = None) -> Solver:
     """DPM-Solver++ as published: (5) in λ, but with m_1 = m_0/2 at order 2, and m_2/2 at order 3.
 
-    m_0/2 is the midpoint rule. m_2/2 is a fault of the published code, a second difference that
-    lacks its factor 2. So order 3 converges with order 2 only, and is here for parity: `adams(3)`
-    has order 3 after its first steps.
+    m_0/2 is the midpoint rule. m_2/2 is an error in the published code, a second difference without
+    its factor 2. So order 3 converges only with order 2, and is here for parity. `adams(3)` has
+    order 3 after its first steps.
 
     >>> steps = Steps(*np.array([[3, 2], [2, 1]]), *np.array([[0.2, 0.5], [0.5, 0.8]]))
     >>> dpm_solver_pp(2, lower_order_final=False)(steps, np.zeros(2)).x_0.round(4).tolist()
@@ -107,7 +107,7 @@ def dpm_solver_pp(order: Integer, *, lower_order_final: bool | None = None) -> S
 
 
 def deis(order: Integer, *, lower_order_final: bool | None = None) -> Solver:
-    """DEIS, or LMS: (5) in ρ, which is exact for σ = 0 only.
+    """DEIS, or LMS: (5) in ρ, which is exact only for σ = 0.
 
     >>> steps = Steps(*np.array([[2, 1], [1, 0]]), *np.array([[0.2, 0.5], [0.5, 1.0]]))
     >>> deis(2, lower_order_final=False)(steps, np.zeros(2)).epsilon.round(4).tolist()
@@ -121,7 +121,7 @@ def deis(order: Integer, *, lower_order_final: bool | None = None) -> Solver:
 
 
 def ipndm(order: Integer, *, lower_order_final: bool | None = None) -> Solver:
-    """iPNDM: as if steps were equal in ρ, v_k = −k, so w are the Adams–Bashforth weights.
+    """iPNDM: as if steps were equal in ρ, v_k = −k, so the w are the Adams–Bashforth weights.
 
     >>> steps = Steps(*np.array([[2, 1], [1, 0]]), *np.array([[0.2, 0.5], [0.5, 1.0]]))
     >>> ipndm(2, lower_order_final=False)(steps, np.zeros(2)).epsilon.round(4).tolist()
@@ -208,7 +208,7 @@ def _corrections(
     for i, row in enumerate(active):
         newest_first = usable[usable <= row][::-1]
         rows = newest_first[: min(order, len(active) - i) if lower else order]
-        # The first prediction stands at ᾱ_t = 0 perhaps, where it cannot be used.
+        # The first prediction may be at ᾱ_t = 0, where it cannot be used.
         if len(rows) > 1:
             table[row, : len(rows)] = numbers(rows)
             table[row, 0] -= table[row].sum()

@@ -54,15 +54,15 @@ class Config(FeatureFlags, DrawFlags):
     steps: tuple[int, ...] = ()
     """One or more S; empty: 10 20 50 100 1000, or on a CPU 5 10 20 50."""
     sampler: tuple[str, ...] = ()
-    """Cells one by one, in place of a grid: .npz files, or names as "eta=0 quadratic S=10"."""
+    """A list of samplers instead of a grid: FILE.npz, or a cell as "eta=0 quadratic S=10"."""
     name: str = ""
-    """The report's directory in RUN/ablations; by default `default`, or the preset's name."""
+    """The report's directory in RUN/ablations; empty: `default`, or `table1` with that preset."""
     num_images: Annotated[int, IMAGES] = 0
     """n, images per cell; 0: 10,000, or on a CPU 512."""
     likelihood: Annotated[int, at_least(0, MANY)] = 0
-    """Test images for the ELBO of each cell with noise in every step; 0: no ELBO."""
+    """Test images for the ELBO, where every step has noise; 0: no ELBO."""
     against: str = ""
-    """Reference images or statistics, as in evaluate; empty: the images the run was trained on."""
+    """Reference images or statistics, as in evaluate; empty: the run's training images."""
     baseline: str = ""
     """The cell to compare with, such as "eta=0 quadratic S=50"; empty: first σ, largest S."""
 

@@ -1,4 +1,4 @@
-"""`sample.py classifier`: a small classifier of a model's data, as a feature extractor."""
+"""`sample.py classifier`: a small classifier of a run's data, as a feature extractor."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -18,7 +18,7 @@ from .source import Reference
 
 @dataclass(frozen=True)
 class Config(SourceFlags):
-    """Train a small classifier of a model's data, for --features classifier."""
+    """Train a small classifier on the labels of a run's data, for --features classifier."""
 
     epochs: Annotated[int, at_least(1, MANY)] = 20
     """Passes over the training images."""

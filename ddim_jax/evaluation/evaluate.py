@@ -33,11 +33,11 @@ class Config(FeatureFlags, SamplerFlags):
     run: tyro.conf.Positional[Path | None] = None
     """Images: a run, which draws them; FILE.npz; a folder; or a data set such as cifar10@test."""
     against: str = ""
-    """The reference, likewise, or an .npz file of statistics (mu and sigma)."""
+    """Reference: FILE.npz of images or statistics (mu and sigma), a folder, or a data set."""
     num_images: Annotated[int, IMAGES] = 0
-    """n, images to evaluate; 0: all of a set, of a run 10,000, or 512 on a CPU."""
+    """n, images to evaluate; 0: all of a set; 10,000 of a run, or 512 on a CPU."""
     save_statistics: Path | None = None
-    """Write mean and covariance of the images' features, with what they are of, to FILE.npz."""
+    """Write the mean and covariance of the images' features, and their origin, to FILE.npz."""
 
     def check(self) -> None:
         """Raise a ValueError if a field is out of range, or does not fit another field."""

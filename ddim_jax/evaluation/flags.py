@@ -33,7 +33,7 @@ class SourceFlags:
     run: tyro.conf.Positional[Path | None] = None
     """The run directory that train.py wrote; omit it with --oracle."""
     oracle: OracleName | None = None
-    """An exact denoiser instead: of a Gaussian or mixture fitted to digits, or of a data set."""
+    """An exact denoiser instead: of a Gaussian or a mixture fitted to digits, or of a data set."""
     checkpoint: str = "latest"
     """latest, best (the lowest validation loss of those kept), or a step number."""
 
@@ -56,16 +56,16 @@ class DrawFlags(SourceFlags):
     """How images are drawn, apart from the steps."""
 
     clip: Literal["official", "none", "x0", "rederive"] = "official"
-    """Clip x̂_0: none, x0 (ε̂ kept), rederive (ε̂ recomputed); official: rederive with hat only."""
+    """Clip x̂_0: none, x0 (ε̂ kept), rederive (ε̂ recomputed), official (rederive with hat only)."""
     seed: Annotated[int, SEED] = 0
     """Seed of the noise, 0 to 2³²−1. Image i has its own noise, independent of the other images."""
     batch_size: Annotated[int, at_least(1, MANY)] = 64
-    """Images per batch; the last batch is filled up. On an accelerator 500 or more are faster."""
+    """Images per batch; only affects speed. On an accelerator 500 or more are faster."""
     label: tuple[str, ...] = ()
-    """Classes by name or index, assigned to the images in turn; empty: no label, or, if the model
-    was trained with labels alone, all classes."""
+    """Classes by name or index, which the images take in turn; empty: no label, or all classes if
+    the model was trained without label dropout."""
     guidance: float = 1.0
-    """Classifier-free guidance scale; 1: no guidance; others take two network calls per step."""
+    """Classifier-free guidance scale; 1: no guidance. Others take two network calls per step."""
 
     def check(self) -> None:
         """Raise a ValueError if a field is out of range, or does not fit another field."""
@@ -112,14 +112,13 @@ class SamplerFlags(DrawFlags):
     [LABEL=]MODULE:FUNCTION[(numbers)]."""
     timesteps: str = ""
     """τ: uniform, quadratic, trailing, linspace, logsnr, karras, optimal, official-uniform,
-    official-quadratic, a FILE, or times as in 1,21,41. Default quadratic; trailing if ᾱ_T = 0."""
+    official-quadratic, a FILE, or times as in 1,21,41; default quadratic, trailing if ᾱ_T = 0."""
     steps: Annotated[int | None, COUNT] = None
     """S, the number of reverse steps; default 50, or the length of --sigma FILE or --timesteps."""
     solver: str = "first"
-    """Order: first, adams=2, adams=3, dpmpp=2, deis=3, ipndm=4, or MODULE:FUNCTION[(numbers)]."""
-
+    """Solver: first, adams=2, adams=3, dpmpp=2, deis=3, ipndm=4, or MODULE:FUNCTION[(numbers)]."""
     sampler: str = ""
-    """All four at once: an .npz from `sample.py learn`, or a cell as "eta=0 quadratic S=10"."""
+    """σ, τ, S and solver: FILE.npz of `sample.py learn`, or a cell as "eta=0 quadratic S=10"."""
 
     def cell(self, source: Source, console: Console) -> Cell:
         """The sampler that the flags describe."""

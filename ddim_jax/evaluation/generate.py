@@ -20,7 +20,7 @@ class Config(SamplerFlags):
     """Draw images from the averaged (EMA) weights of a run, or from an oracle."""
 
     out: Path = Path("samples.png")
-    """FILE.png: a grid. FILE.npz: uint8 `images`, as `arr_0` too. A directory: a PNG per image."""
+    """FILE.png: a grid; FILE.npz: uint8 `images`, also as `arr_0`; a directory: a PNG per image."""
     num_images: Annotated[int, at_least(1, 10 * MANY)] = 64
     """N: the images 0 … N−1 of the seed."""
 

@@ -1,9 +1,9 @@
 """`sample.py learn`: a sampler's σ, noise and corrections by gradient through the scan.
 
-It starts from the best named sampler with as many calls (σ × τ × solver), and never changes τ: a
+It starts from the best named sampler (σ × τ × solver) with S steps. τ never changes, since a
 network's times are integers. A Gaussian oracle has an exact loss, which L-BFGS minimises in
-float64. Otherwise Adam follows a loss of features, and what has the least held-out loss is kept.
-FILE.npz is the sampler, FILE.png the losses. A run that is stopped goes on where it was.
+float64. Otherwise Adam minimises a loss of features, and the table with the lowest held-out loss is
+kept. FILE.npz is the sampler, FILE.png the losses. A stopped run of Adam resumes.
 """
 
 from collections.abc import Sequence
@@ -46,29 +46,29 @@ Part = Literal["sigma", "noise", "correction"]
 
 @dataclass(frozen=True)
 class Config(FeatureFlags, DrawFlags):
-    """Learn a sampler of S steps, for --sampler in every command."""
+    """Learn a sampler of S steps, for --sampler in generate, ablate, evaluate and others."""
 
     out: Path = Path("sampler.npz")
     """FILE.npz, the sampler; FILE.png beside it shows the losses."""
     steps: Annotated[int, at_least(1, 1000)] = 10
-    """S."""
+    """S, the number of reverse steps."""
     learn: tuple[Part, ...] = ("sigma", "noise", "correction")
     """What to learn; the rest stays as it is at the start."""
     order: Annotated[int, at_least(1, 1000)] = 3
-    """K, the newest predictions that a correction uses; at most S."""
+    """K: a correction uses the newest K predictions; at most S."""
     loss: Literal["auto", "w2", "kl", "kernel", "teacher"] = "auto"
-    """w2 or kl: exact, for --oracle gaussian; kernel: the kernel distance of features; teacher:
-    squared difference of features from many steps, without noise. auto: w2, or else kernel."""
+    """w2, kl: exact, for --oracle gaussian; kernel: kernel distance of features; teacher: squared
+    difference from the features of 100 steps, without noise; auto: w2 if exact, else kernel."""
     start: str = ""
-    """A cell as "eta=0 quadratic dpmpp=2 S=10", or an .npz; empty: the best of those named."""
+    """The first sampler, as for --sampler; empty: the best of the named ones."""
     updates: Annotated[int, at_least(1, MANY)] = 400
-    """Most steps of Adam; a Gaussian oracle takes L-BFGS to convergence instead."""
+    """Largest number of Adam steps. An exact loss is minimised to convergence instead."""
     learning_rate: Annotated[float, ABOVE_0] = 0.02
-    """Of Adam, falling to 0 along a cosine."""
+    """Initial step size of Adam; it falls to 0 along a cosine."""
     batch_size: Annotated[int, at_least(2, MANY)] = 128
-    """Images of a gradient."""
+    """Images per gradient."""
     num_images: Annotated[int, at_least(8, MANY)] = 512
-    """Held-out images."""
+    """Images drawn for the held-out loss."""
 
     def check(self) -> None:
         """Raise a ValueError if a field is out of range, or does not fit another field."""

@@ -1,8 +1,8 @@
 """`sample.py likelihood`: bits/dim of a model under any σ, τ and S, and of its ODE.
 
-An ELBO in bits/dim is (L_T + Σ L_s + L_0)/(d ln 2), from one draw of x_t for each image and row;
-its rate is L_T + Σ L_s and its distortion L_0. Data that are not images of 256 levels, as those of
-`--oracle gaussian`, have a density: its bits are those of a bin as wide as a level.
+The bound in bits/dim is (L_T + Σ L_s + L_0)/(d ln 2), from one draw of x_t for each image and step.
+The rate is L_T + Σ L_s, the distortion L_0. Data without 256 levels, such as those of `--oracle
+gaussian`, have a density; its bits are for bins as wide as a level.
 """
 
 from collections.abc import Sequence
@@ -38,26 +38,26 @@ from .tables import console_table, estimate, markdown
 
 @dataclass(frozen=True)
 class Config(SourceFlags):
-    """Bits/dim of test and training images: the ELBO of each σ, τ and S, and of the ODE."""
+    """Bits/dim of test and training images: the ELBO of each σ, τ and S, and the ODE's density."""
 
     out: Path | None = None
     """Directory for table.md, results.json and steps.png; default: RUN/likelihood."""
     sigma: tuple[str, ...] = ("eta=1", "hat")
-    """One or more σ with noise in every step, as in generate; eta=0 has no ELBO: use --ode."""
+    """One or more σ with noise in every step, as in generate; for eta=0 use --ode."""
     timesteps: tuple[str, ...] = ("",)
     """One or more τ, as in generate."""
     steps: tuple[int, ...] = ()
     """One or more S; empty: 10 50 100 1000, or on a CPU 10 50."""
     num_images: Annotated[int | None, COUNT] = None
-    """Images of each split, at most all; default 10,000, or on a CPU 256."""
+    """Images of each split; default 10,000, or on a CPU 256."""
     ode: bool = False
-    """Also the density of the ODE (η = 0 in small steps): 2 T calls and their derivatives."""
+    """Also the density of the ODE (η = 0 in small steps): 2 T network calls and derivatives."""
     stride: Annotated[int, at_least(2)] = 2
-    """Times in a step of the ODE, an even number; 20 takes a tenth of the time."""
+    """Times that one step of the ODE spans, an even number; 20 takes a tenth of the calls."""
     seed: Annotated[int, SEED] = 0
     """Seed of all noise, 0 to 2³²−1."""
     batch_size: Annotated[int, at_least(1, MANY)] = 64
-    """Images per batch; the last batch is filled up."""
+    """Images per batch; only affects speed."""
 
 
 class Split(NamedTuple):

@@ -6,7 +6,7 @@ On features, gradients come from one batch of noise and the training part of the
     teacher   the mean squared difference from the images of many first-order steps with η = 0 from
               the same noise, for tables without noise
 
-It is judged on other noise, and the kernel distance on the other part of the reference.
+The held-out loss uses other noise and, for the kernel distance, the other part of the reference.
 """
 
 from collections.abc import Callable

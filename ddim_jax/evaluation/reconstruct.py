@@ -58,13 +58,13 @@ class Config(DrawFlags):
     timesteps: str = ""
     """τ, as in generate."""
     solver: str = "first"
-    """The solver for decoding, as in generate; encoding is of first order."""
+    """Solver for decoding, as in generate; encoding is first-order."""
     steps: tuple[int, ...] = ()
-    """One or more S, for both directions; empty: those of 10 20 50 100 200 500 1000 up to T."""
+    """One or more S, for encoding and decoding; empty: 10 20 50 100 200 500 1000, up to T."""
     num_images: Annotated[int, at_least(2, MANY)] = 128
-    """N, images chosen by the seed without replacement; at most the size of the split."""
+    """N, images drawn from the split without replacement; at most its size."""
     split: Literal["test", "train"] = "test"
-    """Split of the images; if there is no test split, as for a folder, the train split is used."""
+    """Split of the images; data without a test split use train."""
     source: str = ""
     """Use images of another source, as in train.py's --data.source; empty: the run's."""
 

@@ -1,7 +1,7 @@
 """Samplers in files: a whole StepTable as .npz, one flag in every command.
 
 A file has the arrays t, sigma, noise, x_0_correction and epsilon_correction, in sampling order, and
-a recipe. `--sampler` takes such a file, or a cell's name: "SIGMA TIMESTEPS [SOLVER] S=NUMBER".
+a recipe. `--sampler` takes such a file, or the name of a cell: "SIGMA TIMESTEPS [SOLVER] S=NUMBER".
 """
 
 import json

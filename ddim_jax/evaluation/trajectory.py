@@ -21,12 +21,12 @@ _FRAMES = 100  # of the animation, at most
 
 @dataclass(frozen=True)
 class Config(SamplerFlags):
-    """Show x_t and x̂_0 over the steps: a strip of up to 10, an animation of up to 100."""
+    """Show x_t and x̂_0 over the steps: a strip of up to 10 columns, a GIF of up to 100 frames."""
 
     out: Path = Path("trajectory.png")
-    """FILE.png, the strip; the animation is FILE.gif beside it."""
+    """FILE.png, the strip. The animation is FILE.gif beside it."""
     num_images: Annotated[int, at_least(1, MANY)] = 4
-    """N: the images 0 … N−1 of the seed, each with a row of x_t and one of x̂_0."""
+    """N: images 0 … N−1 of the seed, each with a row of x_t and a row of x̂_0."""
 
     def check(self) -> None:
         """Raise a ValueError if a field is out of range, or does not fit another field."""
