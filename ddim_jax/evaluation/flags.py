@@ -60,7 +60,7 @@ class DrawFlags(SourceFlags):
     seed: Annotated[int, SEED] = 0
     """Seed of the noise, 0 to 2³²−1. Image i has its own noise, independent of the other images."""
     batch_size: Annotated[int, at_least(1, MANY)] = 64
-    """Images per batch; only affects speed. On an accelerator 500 or more are faster."""
+    """Images per batch; affects images only by rounding. On accelerators use 500 or more."""
     label: tuple[str, ...] = ()
     """Classes by name or index, which the images take in turn; empty: no label, or all classes if
     the model was trained without label dropout."""

@@ -57,7 +57,7 @@ class Config(SourceFlags):
     seed: Annotated[int, SEED] = 0
     """Seed of all noise, 0 to 2³²−1."""
     batch_size: Annotated[int, at_least(1, MANY)] = 64
-    """Images per batch; only affects speed."""
+    """Images per batch; changes results only by rounding."""
 
 
 class Split(NamedTuple):
