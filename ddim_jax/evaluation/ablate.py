@@ -6,7 +6,6 @@ DIR/ablations/NAME/                   a report on the cells of one grid
 
 import importlib.metadata
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,15 +20,13 @@ from ..images import save_rows
 from ..metrics import STATISTICS, Statistics
 from ..settings import IMAGES, MANY, at_least
 from .cells import Drawing, Drawn, draw_cells
-from .estimates import kept_estimates
-from .flags import DrawFlags, refuse_beside_sampler
-from .grid import Cell, cells, concerns
+from .flags import DrawFlags, chosen_cells, refuse_beside_sampler
+from .grid import Cell, concerns
 from .image_sets import ImageSet, check_recipe, check_shapes, open_images
 from .likelihood import elbo_metrics
 from .measure import change, differences, exact_labels, few_images, measure_cells, open_reference
 from .measure import entry as cell_entry
 from .paper import STEPS
-from .samplers import sampler_cells
 from .source import Source
 from .tables import console_table, estimate
 
@@ -75,7 +72,7 @@ class Config(FeatureFlags, DrawFlags):
                 "'reference', without a slash."
             )
         if self.sampler:
-            refuse_beside_sampler(self, Config)
+            refuse_beside_sampler(self)
         if not (self.sigma and self.timesteps and self.solver):
             raise ValueError(
                 "--sigma, --timesteps and --solver may not be empty; give one or more of each."
@@ -85,6 +82,7 @@ class Config(FeatureFlags, DrawFlags):
         """The configuration with the defaults of this machine filled in."""
         cpu, table1 = jax.default_backend() == "cpu", self.preset == "table1"
         steps = self.steps or ((5, 10, 20, 50) if cpu and not table1 else STEPS)
+        steps = () if self.sampler else steps
         count = self.num_images or (50_000 if table1 else 512 if cpu else 10_000)
         name = self.name or ("table1" if table1 else "default")
         features = "inception" if table1 and self.features == "pixels" else self.features
@@ -95,12 +93,7 @@ def run(config: Config, console: Console) -> None:
     """Draw the missing images of a grid, measure them, and write the report."""
     config.check()
     config, source = config.resolved(), config.open()
-    estimates = partial(kept_estimates, source, console)
-    axes = (config.sigma, config.timesteps, config.steps, config.solver)
-    if config.sampler:
-        grid = sampler_cells(source.alpha_bar, config.sampler, estimates)
-    else:
-        grid = cells(source.alpha_bar, *axes, estimates)
+    grid = chosen_cells(config, source, config.steps, console)
     baseline = _baseline(config.baseline, grid)
     warnings = concerns(source.alpha_bar, source.kind, grid)
     # All that can be refused is refused before the first image is drawn.

@@ -123,9 +123,7 @@ class SamplerFlags(DrawFlags):
     def cell(self, source: Source, console: Console) -> Cell:
         """The sampler that the flags describe."""
         if self.sampler:
-            refuse_beside_sampler(self, SamplerFlags)
-            estimates = partial(kept_estimates, source, console)
-            return sampler_cells(source.alpha_bar, [self.sampler], estimates)[0]
+            return chosen_cells(self, source, (), console)[0]
         (cell,) = cells(
             source.alpha_bar, [self.sigma], [self.timesteps], [self.steps or STEPS], [self.solver],
             partial(kept_estimates, source, console),
@@ -180,10 +178,28 @@ class Ready(NamedTuple):
                 show(doing)
 
 
-def refuse_beside_sampler(flags: Any, defaults: Any) -> None:
+def chosen_cells(
+    flags: Any, source: Source, steps: tuple[int, ...], console: Console
+) -> list[Cell]:
+    """The cells of --sampler, or else of the grid of --sigma, --timesteps and --solver."""
+    estimates = partial(kept_estimates, source, console)
+
+    def several(value: str | tuple[str, ...]) -> tuple[str, ...]:
+        return value if isinstance(value, tuple) else (value,)
+
+    if flags.sampler:
+        refuse_beside_sampler(flags)
+        return sampler_cells(source.alpha_bar, several(flags.sampler), estimates)
+    solver = several(getattr(flags, "solver", "first"))
+    axes = several(flags.sigma), several(flags.timesteps), steps, solver
+    return cells(source.alpha_bar, *axes, estimates)
+
+
+def refuse_beside_sampler(flags: Any) -> None:
     """Refuse what --sampler replaces."""
+    defaults = type(flags)
     for name in ("sigma", "timesteps", "steps", "solver"):
-        if getattr(flags, name) != getattr(defaults, name):
+        if getattr(flags, name, None) != getattr(defaults, name, None):
             raise ValueError(f"--{name} is given beside --sampler, which replaces it; give one.")
 
 

@@ -91,6 +91,10 @@ def run(config: Config, console: Console) -> None:
     if config.loss in ("w2", "kl") and not exact:
         raise ValueError(f"--loss is {config.loss}, which is exact for --oracle gaussian only.")
     grid = _candidates(config, source, console)
+    if config.loss == "teacher" and any(np.any(cell.table.noise) for cell in grid):
+        raise ValueError(
+            f"--start is {config.start}, and --loss teacher is for tables without noise."
+        )
     learn = _learn_exactly if exact else _learn_by_features
     table, start, curve, compared, label = learn(config, source, grid, console)
     if jax.process_index():

@@ -28,9 +28,8 @@ from ..metrics import mean_interval
 from ..progress import progress
 from ..sampler import batch_program, in_batches, on_mesh
 from ..settings import MANY, SEED, at_least
-from .estimates import kept_estimates
-from .flags import COUNT, SourceFlags
-from .grid import Cell, cells
+from .flags import COUNT, SourceFlags, chosen_cells
+from .grid import Cell
 from .paper import ANALYTIC_DPM, DDPM_BITS
 from .source import Source
 from .tables import console_table, estimate, markdown
@@ -48,6 +47,8 @@ class Config(SourceFlags):
     """One or more τ, as in generate."""
     steps: tuple[int, ...] = ()
     """One or more S; empty: 10 50 100 1000, or on a CPU 10 50."""
+    sampler: tuple[str, ...] = ()
+    """A list of samplers instead: FILE.npz, or a cell as "eta=1 quadratic S=10"."""
     num_images: Annotated[int | None, COUNT] = None
     """Images of each split; default 10,000, or on a CPU 256."""
     ode: bool = False
@@ -76,15 +77,12 @@ def run(config: Config, console: Console) -> None:
     source, cpu = config.open(), jax.default_backend() == "cpu"
     T = len(source.alpha_bar) - 1
     steps = config.steps or tuple(S for S in (10, 50, 100, 1000)[: 2 if cpu else 4] if S <= T)
-    grid = cells(
-        source.alpha_bar, config.sigma, config.timesteps, steps or (T,),
-        estimates=partial(kept_estimates, source, console),
-    )  # fmt: skip
+    grid = chosen_cells(config, source, steps or (T,), console)
     for cell in grid:
         if not has_elbo(cell):
             raise ValueError(
-                f"{cell.name} has steps without noise, and an infinite ELBO; give a σ with noise "
-                "in every step, such as eta=1, and --ode for η = 0."
+                f"{cell.name} has steps without noise or with corrections, and no finite ELBO; "
+                "give a σ with noise in every step, such as eta=1, and --ode for η = 0."
             )
         if cell.sigma.startswith("analytic") and "last=off" not in cell.sigma:
             console.print(

@@ -13,7 +13,6 @@ Over S steps the root of (1) falls as 1/S and (1) as 1/S², once S is large enou
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from platform import python_version
 from typing import Annotated, Any, Literal
@@ -37,9 +36,8 @@ from ..metrics import Interval, mean_interval
 from ..progress import progress
 from ..sampler import Plan, batch_program, in_batches, labelled, on_mesh, planned
 from ..settings import MANY, at_least, check_ranges
-from .estimates import kept_estimates
-from .flags import DrawFlags
-from .grid import Cell, cells
+from .flags import DrawFlags, chosen_cells
+from .grid import Cell
 from .paper import RECONSTRUCTION, standard_errors
 from .source import Source
 from .tables import console_table, estimate, markdown
@@ -61,6 +59,8 @@ class Config(DrawFlags):
     """Solver for decoding, as in generate; encoding is first-order."""
     steps: tuple[int, ...] = ()
     """One or more S, for encoding and decoding; empty: 10 20 50 100 200 500 1000, up to T."""
+    sampler: tuple[str, ...] = ()
+    """A list of samplers instead: FILE.npz, or a cell as "eta=0 quadratic S=10"."""
     num_images: Annotated[int, at_least(2, MANY)] = 128
     """N, images drawn from the split without replacement; at most its size."""
     split: Literal["test", "train"] = "test"
@@ -77,10 +77,7 @@ def run(config: Config, console: Console) -> None:
     T = len(source.alpha_bar) - 1
     default = tuple(S for S in RECONSTRUCTION if S <= T) or (T,)
     steps = config.steps or default
-    grid = cells(
-        source.alpha_bar, [config.sigma], [config.timesteps], steps, [config.solver],
-        partial(kept_estimates, source, console),
-    )  # fmt: skip
+    grid = chosen_cells(config, source, steps, console)
     dataset, split = _open(config, source)
     if dataset.size < 2:
         raise ValueError(

@@ -125,8 +125,8 @@ def wandb(config: Config, start: int) -> Tracker:
     if not kept.exists():
         write(kept, secrets.token_hex(8))
     run = wandb.init(
-        project="ddim_jax", name=out.resolve().name, id=kept.read_text().strip(), resume="allow",
-        dir=out, config=dataclasses.asdict(config), allow_val_change=True,
+        project="ddim_jax", name=out.resolve().name, id=kept.read_text("utf-8").strip(),
+        resume="allow", dir=out, config=dataclasses.asdict(config), allow_val_change=True,
         settings=wandb.Settings(console="off"),
     )  # fmt: skip
     # W&B's own steps never go back; those of a killed run that resumes do.

@@ -262,6 +262,18 @@ def test_tables_that_no_model_has(alpha_bar, tmp_path, change, message):
         (("learn", "--loss", "kl", "--oracle", "digits"), "exact for --oracle gaussian only"),
         (("learn", "--loss", "teacher"), "--loss teacher is for tables without noise"),
         (
+            ("learn", "--loss", "teacher", "--learn", "correction", "--start", "hat uniform S=10"),
+            "--loss teacher is for tables without noise",
+        ),
+        (
+            ("likelihood", "--sampler", "eta=1 quadratic S=5", "--sigma", "eta=1"),
+            "--sigma is given beside --sampler",
+        ),
+        (
+            ("reconstruct", "--sampler", "eta=0 quadratic S=5", "--steps", "5"),
+            "--steps is given beside --sampler",
+        ),
+        (
             ("learn", "--start", "eta=0 quadratic S=4", "--steps", "5"),
             "--start has 4 steps, and --steps is 5",
         ),

@@ -86,7 +86,7 @@ def test_repeated_it_gives_the_same_numbers(run, tiny_run, command, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--sigma", "eta=0"), "eta=0 quadratic S=10 has steps without noise, and an infinite"),
+        (("--sigma", "eta=0"), "eta=0 quadratic S=10 has steps without noise or with corrections"),
         (("--stride", "3"), "--stride is 3; it must be even"),
         (("--sigma", "analytic=x"), "--sigma is analytic=x; give analytic"),
         (("--sigma", "analytic=1,last=-1"), "last_noise is -1"),

@@ -209,7 +209,7 @@ def test_a_damaged_loss_is_left_out(tmp_path):
     losses = {1: 0.1, 2: 0.3, 3: 0.2}
     with checkpoints(tmp_path, keep=3) as manager:
         for step, loss in losses.items():
-            save_checkpoint(manager, small_state(step), Config(), loss)
+            save_checkpoint(manager, small_state(step), Config(), {"validation_loss": loss})
     assert load_run_config(tmp_path, "best")[1] == 1
     for content in (b"\xff", b"{", b"[]", b'{"validation_loss": NaN}', b"[" * 9999):
         (tmp_path / "checkpoints" / "1" / "metrics" / "metrics").write_bytes(content)

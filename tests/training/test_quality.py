@@ -131,7 +131,7 @@ def test_features_of_the_runs_classifier(judged_run, tmp_path):
     config = replace(judged_run, out=str(tmp_path))
     config = replace(config, train=replace(config.train, evaluate_features="classifier"))
     digits = load_dataset(config.data, (8, 8, 1))
-    with pytest.raises(ValueError, match=r"sample\.py classifier` makes it"):
+    with pytest.raises(ValueError, match="classifier` makes it"):
         make_quality(config, digits, make_draw(config))
     params = initial_classifier(jax.random.key(0), 1, 10)
     (tmp_path / "ablations").mkdir()
