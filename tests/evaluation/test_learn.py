@@ -190,6 +190,26 @@ def test_an_interrupted_descent_ends_as_a_whole_one(alpha_bar, tmp_path):
     assert distance == pytest.approx(min(curve["held out"]))
 
 
+def test_what_a_descent_finds_is_a_table_that_is_accepted(alpha_bar, tmp_path):
+    """Its corrections sum to 0 to the digits that `step_table` asks for."""
+    base = step_table(alpha_bar, [1, 30, 300, 600, 900], eta(0.0))
+    rng = np.random.default_rng(0)
+
+    def gradient(parameters, update):
+        return 1.0, jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape), parameters)
+
+    settings = Config(out=tmp_path / "a.npz", updates=30, learning_rate=0.3)
+    first = table_parameters(base, ["correction"], 3)
+    falling = itertools.count(0, -1)
+    objective = Objective(gradient, lambda *_: Spread(next(falling), np.zeros(1), np.zeros(0)))
+    table, _ = _descend(settings, objective, base, first, "id", QUIET)
+    assert np.abs(table.x_0_correction).max() > 0.1
+    save_sampler(settings.out, table, {})
+    np.testing.assert_array_equal(
+        load_sampler(settings.out, alpha_bar)[0].x_0_correction, table.x_0_correction
+    )
+
+
 @pytest.mark.slow
 def test_a_network_learns_from_features(tiny_run, command, tmp_path):
     """The loss falls on noise that was trained on, and the sampler draws and is ablated."""
