@@ -20,7 +20,9 @@ from .estimates import Estimates
 from .grid import Cell, cells
 
 _COLUMNS = ("t", "sigma", "noise", "x_0_correction", "epsilon_correction")
-_NAME = re.compile(r"(?P<sigma>\S+) (?P<timesteps>\S+)(?: (?P<solver>\S+))? S=(?P<steps>\d+)")
+_NAME = re.compile(
+    r"(?P<sigma>\S+) (?P<timesteps>\S+)(?: (?P<solver>\S+))? S=(?P<steps>[0-9]{1,9})"
+)
 
 
 def save_sampler(path: Path, table: StepTable, recipe: dict[str, Any]) -> None:
