@@ -1,0 +1,64 @@
+"""What a measurement ran on, and the memory that a process has needed."""
+
+import importlib.metadata
+import platform
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ddim_jax.devices import describe
+
+# Those that convolutions and matrix products make use of.
+_SETS = ("avx", "avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16",
+         "asimd", "asimdhp", "bf16", "sve", "sve2", "i8mm")  # fmt: skip
+
+
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, tuple[str, ...]]:
+    """The model of the processor, and its instruction sets where the system names them."""
+    fields: dict[str, str] = {}
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            name, _, value = line.partition(":")
+            fields.setdefault(name.strip(), value.strip())
+    model = fields.get("model name") or platform.processor() or platform.machine()
+    numbers = [f"{name} {fields[name]}" for name in ("cpu family", "model") if name in fields]
+    known = (fields.get("flags") or fields.get("Features") or "").split()
+    # Virtual machines hide the model's name ("AMD EPYC"); its numbers tell the generation.
+    text = f"{model} ({', '.join(numbers)})" if numbers else model
+    return text, tuple(name for name in _SETS if name in known)
+
+
+def versions(*more: str) -> dict[str, str]:
+    """Of Python, and of the libraries that matter."""
+    libraries = ("jax", "jaxlib", "flax", "numpy", *more)
+    return {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in libraries
+    }
+
+
+def machine(*more: str) -> dict[str, Any]:
+    """Everything about the place of a measurement, for the report."""
+    model, sets = processor()
+    return {
+        "processor": model,
+        "instruction sets": " ".join(sets) or "not named by this system",
+        "devices": describe(),
+        "versions": ", ".join(f"{name} {found}" for name, found in versions(*more).items()),
+        "backend": jax.default_backend(),
+    }
+
+
+def peak_bytes(process: int | str = "self") -> int:
+    """The largest resident memory so far of a process that runs."""
+    status = Path(f"/proc/{process}/status")
+    for line in status.read_text().splitlines() if status.exists() else ():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    if process != "self":
+        raise ValueError("the memory of another process is read from /proc, which only Linux has.")
+    # Not first: Linux counts what the parent process needed, too.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024)
