@@ -1,6 +1,7 @@
 """What a measurement ran on, and the memory that a process has needed."""
 
 import importlib.metadata
+import os
 import platform
 import resource
 import sys
@@ -42,12 +43,14 @@ def versions(*more: str) -> dict[str, str]:
 def machine(*more: str) -> dict[str, Any]:
     """Everything about the place of a measurement, for the report."""
     model, sets = processor()
+    # PyTorch's threads wait for each other: beside other work it falls more than JAX does.
     return {
         "processor": model,
         "instruction sets": " ".join(sets) or "not named by this system",
         "devices": describe(),
         "versions": ", ".join(f"{name} {found}" for name, found in versions(*more).items()),
         "backend": jax.default_backend(),
+        "load": f"{os.getloadavg()[0]:.1f} processes before the start, {os.cpu_count()} cores",
     }
 
 
