@@ -16,13 +16,13 @@ within one run are meaningful, so the two sides of a comparison take turns.
 """
 
 import json
+import os
 import shlex
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 from rich.console import Console
 from rich.table import Table
 
@@ -32,7 +32,7 @@ from ddim_jax.runtime import run
 
 from .grid import bench_grid
 from .growth import bench_growth
-from .machine import machine
+from .machine import in_child
 from .networks import bench_network
 from .page import page
 from .peak import bench_peak
@@ -47,6 +47,7 @@ What = Literal[
     "overhead", "networks", "memory", "peak", "scaling", "loop", "grid", "start", "growth"
 ]
 Dtype = Literal["float32", "bfloat16"]
+_APART: tuple[What, ...] = ("start", "peak", "growth")
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,12 @@ class BenchConfig:
                     "or choose another place."
                 )
 
-    def config(self, name: str, dtype: Dtype = "float32") -> Config:
-        """A preset with the batch size of the benchmark."""
+    def config(self, name: str, here: dict[str, Any], dtype: Dtype = "float32") -> Config:
+        """A preset with the batch size of the benchmark on a machine."""
         preset = presets()[name]
-        small, cpu = preset.model.image_size == 8, jax.default_backend() == "cpu"
-        default = (128 if small else 16) * (1 if cpu else 8 * jax.device_count())
+        default = 128 if preset.model.image_size == 8 else 16
+        if here["platform"] != "cpu":
+            default *= 8 * here["device count"]
         train = replace(preset.train, batch_size=self.batch_size or default, dtype=dtype)
         return replace(preset, train=train)
 
@@ -108,34 +110,36 @@ class BenchConfig:
         return self.dtype or (("float32", "bfloat16") if self.report else ("float32",))
 
 
-def measure(settings: BenchConfig, console: Console, ask: Peer | None) -> dict[str, list[Row]]:
+def measure(
+    settings: BenchConfig, here: dict[str, Any], console: Console, ask: Peer | None
+) -> dict[str, list[Row]]:
     """Measure, and print each table as soon as it is complete."""
     first, rounds = settings.networks[0], settings.rounds
-    config = settings.config(first)
-    yardstick = f"matrix products {matmul_rate() / 1e9:,.0f} GFLOP/s"
+    config = settings.config(first, here)
     measures: dict[str, Any] = {
+        "start": lambda: bench_start(config, rounds),
+        "growth": lambda: bench_growth(settings.sizes),
         "overhead": lambda: bench_overhead(rounds, ask),
         "memory": lambda: bench_sampler_memory(config) + bench_training_memory(config),
         "scaling": lambda: bench_scaling(config, rounds),
         "loop": lambda: bench_loop(config, rounds),
         "grid": lambda: bench_grid(config, rounds),
-        "start": lambda: bench_start(config, rounds),
-        "growth": lambda: bench_growth(settings.sizes),
     }
     tables: dict[str, list[Row]] = {}
 
     def add(title: str, rows: list[Row]) -> None:
         tables[title] = rows
-        console.print(table(f"{title}: {yardstick}", rows))
+        console.print(table(title, rows))
 
-    for what in settings.what:
+    # First what has processes of its own: a TPU admits one at a time, so this one waits.
+    for what in sorted(settings.what, key=lambda what: what not in _APART):
         if what not in ("networks", "peak"):
             alone = what in ("overhead", "growth")
             add(what if alone else f"{what}, {first}", measures[what]())
             continue
         for name in settings.networks:
             for dtype in settings.types() if what == "networks" else ("float32",):
-                network = settings.config(name, dtype)
+                network = settings.config(name, here, dtype)
                 size, shape = network.train.batch_size, network.model.image_shape()
                 if what == "peak":
                     add(f"peak, {name}", bench_peak(network, settings.against))
@@ -162,6 +166,8 @@ def table(title: str, rows: list[Row]) -> Table:
 
 def command() -> None:
     """Measure what the flags say."""
+    # Else this process would take most of a GPU's memory from those that it starts.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     setup()
     import tyro
 
@@ -169,9 +175,10 @@ def command() -> None:
     settings.check()
     console = Console()
     with open_peer(settings.against) as ask:
-        here = machine(*(LIBRARIES if ask else ()))
+        here = in_child("bench.machine", *(LIBRARIES if ask else ()))
         console.print(*(f"{name}: {value}" for name, value in here.items()), sep="\n")
-        tables = measure(settings, console, ask)
+        tables = measure(settings, here, console, ask)
+        here["matrix products"] = f"{matmul_rate() / 1e9:,.0f} GFLOP/s in float32, at the end"
     report = {
         "settings": asdict(settings),
         "machine": here,

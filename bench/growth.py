@@ -21,14 +21,12 @@ from ddim_jax.devices import make_mesh, setup
 from ddim_jax.evaluation import ablate
 from ddim_jax.evaluation.measure import NEIGHBOURS
 from ddim_jax.metrics import STATISTICS, Points
-from ddim_jax.model import build_unet
-from ddim_jax.training import initial_state, load_run, make_optimizer
-from ddim_jax.training.checkpoint import checkpoints, save_checkpoint
+from ddim_jax.training import load_run
 from ddim_jax.training.loop import device_batches
 
-from .machine import peak_bytes
-from .peak import in_child
+from .machine import in_child, peak_bytes
 from .rounds import Row
+from .start import save_run
 
 _HERE = "bench.growth"  # __name__ is __main__ in a process of its own
 DIMENSIONS = 2048  # of Inception's features
@@ -118,10 +116,7 @@ def folder(n: int, folder: Path) -> Work:
 def saved(name: str, folder: Path) -> Work:
     """A run of a preset, in another process than the one that reads it."""
     name, _, place = name.partition(" ")
-    config = presets()[name]
-    params = build_unet(config.model, 0)[1]
-    with checkpoints(Path(place), keep=1) as manager:
-        save_checkpoint(manager, initial_state(params, make_optimizer(config.train)), config)
+    save_run(presets()[name], Path(place))
     return {}
 
 

@@ -1,16 +1,18 @@
 """What a measurement ran on, and the memory that a process has needed."""
 
 import importlib.metadata
+import json
 import os
 import platform
 import resource
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from ddim_jax.devices import describe
+from ddim_jax.devices import describe, setup
 
 # Those that convolutions and matrix products make use of.
 _SETS = ("avx", "avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16",
@@ -43,15 +45,26 @@ def versions(*more: str) -> dict[str, str]:
 def machine(*more: str) -> dict[str, Any]:
     """Everything about the place of a measurement, for the report."""
     model, sets = processor()
+    setup()
     # PyTorch's threads wait for each other: beside other work it falls more than JAX does.
     return {
         "processor": model,
         "instruction sets": " ".join(sets) or "not named by this system",
         "devices": describe(),
         "versions": ", ".join(f"{name} {found}" for name, found in versions(*more).items()),
-        "backend": jax.default_backend(),
+        "platform": jax.default_backend(),
+        "device count": jax.device_count(),
         "load": f"{os.getloadavg()[0]:.1f} processes before the start, {os.cpu_count()} cores",
     }
+
+
+def in_child(module: str, *arguments: str) -> dict[str, Any]:
+    """What a module prints as JSON in a process of its own; a TPU admits one process at a time."""
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command[:4])} failed; its message is above.")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def peak_bytes(process: int | str = "self") -> int:
@@ -65,3 +78,7 @@ def peak_bytes(process: int | str = "self") -> int:
     # Not first: Linux counts what the parent process needed, too.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024)
+
+
+if __name__ == "__main__":
+    print(json.dumps(machine(*sys.argv[1:])))

@@ -1,7 +1,6 @@
 """The memory that sampling and training need in all, each in a process of its own."""
 
 import json
-import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
@@ -18,7 +17,7 @@ from ddim_jax.model import build_unet, unet_apply
 from ddim_jax.sampler import Batch, Plan, conditional, make_sampler, on_mesh
 from ddim_jax.training.loop import prepare_state, prepare_step
 
-from .machine import peak_bytes
+from .machine import in_child, peak_bytes
 from .networks import STEPS, load_peer, without_zeros
 from .peer import Against, open_peer
 from .rounds import Row
@@ -30,7 +29,7 @@ def bench_peak(config: Config, against: Against) -> list[Row]:
     """The largest memory of a process that does three calls of nothing else, libraries included."""
     config, rows = without_zeros(config), []
     for work in WORK:
-        found = in_child(__name__, work, json.dumps(asdict(config)))
+        found = in_child("bench.peak", work, json.dumps(asdict(config)))
         theirs = None if against == "nothing" else _of_peer(config, work, against)
         name = f"peak memory of a process, {work}, {config.train.batch_size} images"
         host, peer = found["host"] / 2**20, theirs and theirs / 2**20
@@ -38,15 +37,6 @@ def bench_peak(config: Config, against: Against) -> list[Row]:
         if found["device"]:
             rows.append(Row(f"{name}, on each device", found["device"] / 2**20, "MiB"))
     return rows
-
-
-def in_child(module: str, *arguments: str) -> dict[str, Any]:
-    """What `main` of a module prints as JSON in a process of its own."""
-    command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command[:4])} failed; its message is above.")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _of_peer(config: Config, work: str, against: Against) -> int:
