@@ -187,7 +187,8 @@ def command() -> None:
     text = json.dumps(report, indent=2, default=str, ensure_ascii=False) + "\n"
     settings.out.write_text(text, "utf-8")
     if settings.report:
-        settings.report.write_text(page(here, tables, shlex.join(["bench", *sys.argv[1:]])), "utf-8")
+        written = page(here, tables, shlex.join(["bench", *sys.argv[1:]]))
+        settings.report.write_text(written, "utf-8")
         console.print(f"report: {settings.report}")
 
 

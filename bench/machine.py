@@ -4,7 +4,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +22,7 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, tuple[str, ..
     """The model of the processor, and its instruction sets where the system names them."""
     fields: dict[str, str] = {}
     if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
+        for line in cpuinfo.read_text("utf-8").splitlines():
             name, _, value = line.partition(":")
             fields.setdefault(name.strip(), value.strip())
     model = fields.get("model name") or platform.processor() or platform.machine()
@@ -46,6 +45,7 @@ def machine(*more: str) -> dict[str, Any]:
     """Everything about the place of a measurement, for the report."""
     model, sets = processor()
     setup()
+    load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "an unknown number of"
     # PyTorch's threads wait for each other: beside other work it falls more than JAX does.
     return {
         "processor": model,
@@ -54,7 +54,7 @@ def machine(*more: str) -> dict[str, Any]:
         "versions": ", ".join(f"{name} {found}" for name, found in versions(*more).items()),
         "platform": jax.default_backend(),
         "device count": jax.device_count(),
-        "load": f"{os.getloadavg()[0]:.1f} processes before the start, {os.cpu_count()} cores",
+        "load": f"{load} processes before the start, {os.cpu_count()} cores",
     }
 
 
@@ -70,11 +70,13 @@ def in_child(module: str, *arguments: str) -> dict[str, Any]:
 def peak_bytes(process: int | str = "self") -> int:
     """The largest resident memory so far of a process that runs."""
     status = Path(f"/proc/{process}/status")
-    for line in status.read_text().splitlines() if status.exists() else ():
+    for line in status.read_text("utf-8").splitlines() if status.exists() else ():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     if process != "self":
         raise ValueError("the memory of another process is read from /proc, which only Linux has.")
+    import resource  # not on Windows
+
     # Not first: Linux counts what the parent process needed, too.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024)
