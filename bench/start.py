@@ -1,6 +1,7 @@
 """How long a user waits for the first images."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -62,6 +63,7 @@ def bench_start(config: Config, rounds: int) -> list[Row]:
 
 def save_run(config: Config, run: Path) -> None:
     """A run at its first step."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns that there are no metrics
     params = build_unet(config.model, 0)[1]
     with checkpoints(run, keep=1) as manager:
         save_checkpoint(manager, initial_state(params, make_optimizer(config.train)), config)
