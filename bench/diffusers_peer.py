@@ -1,4 +1,6 @@
-"""The same work in eager PyTorch with diffusers, in a process that does not import ddim_jax.
+"""The same work in PyTorch with diffusers, in a process that does not import ddim_jax.
+
+Eager, or with the argument "compiled" the network by `torch.compile`.
 
 Each line of the standard input is a JSON object {"call": NAME, …arguments}; each line of the
 output is the JSON of its result. The loops are those of diffusers: DDIMPipeline's for sampling,
@@ -25,11 +27,13 @@ from diffusers.training_utils import EMAModel  # noqa: E402
 def load(peer: dict[str, Any], folder: str) -> dict[str, Any]:
     """Load the network from a folder that save_diffusers wrote."""
     torch.manual_seed(0)
-    peer["model"] = UNet2DModel.from_pretrained(folder)
+    model = UNet2DModel.from_pretrained(folder)
+    peer["model"] = torch.compile(model) if "compiled" in sys.argv else model
     peer["optimizer"] = None
     return {
         "parameters": sum(leaf.numel() for leaf in peer["model"].parameters()),
         "threads": torch.get_num_threads(),
+        "process": os.getpid(),
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
     }

@@ -28,17 +28,16 @@ Sides = dict[str, Callable[[], float]]
 
 
 def bench_network(config: Config, rounds: int, ask: Peer | None) -> list[Row]:
-    """A network with random weights; with a peer, both do the same work in turn.
+    """A network with random weights, in --train.dtype; with a peer, both do the same work in turn.
 
     RuntimeError, before anything is timed, if the peer's images or gradients differ from ours.
     """
-    # No layer starts at zero, so that a difference between two networks shows.
-    model = replace(config.model, zero_init=False)
-    config = replace(config, model=model, train=replace(config.train, decay="constant"))
+    config = without_zeros(config)
+    model, dtype = config.model, config.train.dtype
     size, shape = config.train.batch_size, model.image_shape()
     alpha_bar, T = config.diffusion.alpha_bar(), config.diffusion.num_steps
     mesh = make_mesh(size)
-    apply, params = build_unet(model, 0)
+    apply, params = unet_apply(model, dtype), build_unet(model, 0)[1]
     params = jax.device_put(params, replicated(mesh))
     keys = ddim.image_keys(0, np.arange(size))
     x_T = np.asarray(ddim.initial_noise(keys, shape))
@@ -50,13 +49,13 @@ def bench_network(config: Config, rounds: int, ask: Peer | None) -> list[Row]:
     denoise = conditional(apply, alpha_bar)
     state, shardings = prepare_state(config, mesh, Path("no run"), None)
     forward = jax.jit(apply)
-    sampler, sampler_rows = _compile(
+    sampler, _, sampler_rows = _compile(
         "sampler", lambda: make_sampler(denoise, shape, mesh), *arguments
     )
-    step, step_rows = _compile(
+    step, step_flops, step_rows = _compile(
         "train step", lambda: prepare_step(config, None, shardings, flip=True), state, x
     )
-    calls = 5 if shape[0] == 8 else 1  # per measurement
+    calls = 5 if shape[0] == 8 or jax.default_backend() != "cpu" else 1  # without waiting
 
     def call() -> Any:
         return [forward(params, x, times) for _ in range(calls)]
@@ -78,11 +77,19 @@ def bench_network(config: Config, rounds: int, ask: Peer | None) -> list[Row]:
             images = np.asarray(sampler(*arguments))
             theirs = peer_sides(config, params, x_T, t, images, calls, Path(folder), ask)
         rows = [_row(name, size, rounds, ours[name], theirs.get(name)) for name in ours]
-    flops: Any = forward.lower(params, x, times).cost_analysis()
-    achieved = flops["flops"] / size * rows[0].value
-    rows.append(Row("forward", achieved / 1e9, "GFLOP/s"))
-    rows.append(Row("forward ÷ matrix products", achieved / matmul_rate(), ""))
+    peak = matmul_rate(dtype)
+    cost: Any = forward.lower(params, x, times).cost_analysis()
+    for row, flops in ((rows[0], cost["flops"]), (rows[2], step_flops)):
+        achieved = flops / size * row.value
+        rows.append(Row(row.measure, achieved / 1e9, "GFLOP/s"))
+        rows.append(Row(f"{row.measure} ÷ {dtype} matrix products", achieved / peak, ""))
     return rows + sampler_rows + step_rows
+
+
+def without_zeros(config: Config) -> Config:
+    """No layer starts at zero, so that a difference between two networks shows."""
+    model = replace(config.model, zero_init=False)
+    return replace(config, model=model, train=replace(config.train, decay="constant"))
 
 
 def _row(
@@ -107,11 +114,7 @@ def peer_sides(
     ask: Peer,
 ) -> Sides:
     """The peer's work, after checking that its images and its gradient equal ours."""
-    data, nchw = folder / "data.npz", x_T.transpose(0, 3, 1, 2)
-    save_diffusers(folder / "weights", config.model, params)
-    np.savez(data, x=nchw, t=t, noise=nchw[::-1])
-    ask("load", folder=folder / "weights")
-
+    data = load_peer(config, params, x_T, t, folder, ask)[0]
     file = folder / "images.npy"
     ask("sample", file=data, steps=STEPS, out=file)
     _check_equal("images", images, np.load(file).transpose(0, 2, 3, 1))
@@ -133,6 +136,16 @@ def peer_sides(
     }
 
 
+def load_peer(
+    config: Config, params: Any, x_T: np.ndarray, t: np.ndarray, folder: Path, ask: Peer
+) -> tuple[Path, int]:
+    """Give the peer our weights; a file with its images, times and noise, and its process."""
+    data, nchw = folder / "data.npz", x_T.transpose(0, 3, 1, 2)
+    save_diffusers(folder / "weights", config.model, params)
+    np.savez(data, x=nchw, t=t, noise=nchw[::-1])
+    return data, ask("load", folder=folder / "weights").get("process", 0)
+
+
 def _check_equal(what: str, ours: np.ndarray, theirs: np.ndarray) -> None:
     difference = np.abs(ours - theirs).max() / np.abs(theirs).max()
     if not difference < 1e-3:
@@ -142,8 +155,8 @@ def _check_equal(what: str, ours: np.ndarray, theirs: np.ndarray) -> None:
         )
 
 
-def _compile(name: str, make: Callable[[], Any], *arguments: Any) -> tuple[Any, list[Row]]:
-    """The compiled function; seconds to trace it, to compile it, and to load it from the cache."""
+def _compile(name: str, make: Callable[[], Any], *arguments: Any) -> tuple[Any, float, list[Row]]:
+    """The compiled function; its FLOPs; seconds to trace it, to compile it, to load it again."""
     before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     with tempfile.TemporaryDirectory() as folder:
         jax.config.update("jax_compilation_cache_dir", folder)
@@ -159,8 +172,12 @@ def _compile(name: str, make: Callable[[], Any], *arguments: Any) -> tuple[Any, 
         jax.config.update("jax_compilation_cache_dir", before)
         compilation_cache.reset_cache()
     (trace, cold), (_, cached) = times
-    return compiled, [
-        Row(f"{name}: tracing", trace, "s"),
-        Row(f"{name}: compiling", cold, "s"),
-        Row(f"{name}: compiled, from cache", cached, "s"),
-    ]
+    return (
+        compiled,
+        lowered.cost_analysis()["flops"],
+        [
+            Row(f"{name}: tracing", trace, "s"),
+            Row(f"{name}: compiling", cold, "s"),
+            Row(f"{name}: compiled, from cache", cached, "s"),
+        ],
+    )

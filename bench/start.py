@@ -1,19 +1,23 @@
 """How long a user waits for the first images."""
 
+import json
+import logging
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from ddim_jax.config import Config, save_config
+from ddim_jax.config import Config, config_from_dict, save_config
 from ddim_jax.model import build_unet
 from ddim_jax.training import initial_state, make_optimizer
 from ddim_jax.training.checkpoint import checkpoints, save_checkpoint
 
+from .machine import in_child
 from .rounds import Row, in_turn
 
 _COMMAND = Path(__file__).parents[1] / "sample.py"
@@ -24,11 +28,7 @@ def bench_start(config: Config, rounds: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         run, images = Path(folder) / "run", Path(folder) / "images.png"
         run.mkdir()
-        params = build_unet(config.model, 0)[1]
-        with checkpoints(run, keep=1) as manager:
-            state = initial_state(params, make_optimizer(config.train))
-            save_checkpoint(manager, state, config)
-        save_config(config, run / "config.json")
+        in_child("bench.start", json.dumps(asdict(config)), str(run))
         environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(Path(folder) / "xla")}
 
         def start(*arguments: str | Path) -> float:
@@ -59,3 +59,17 @@ def bench_start(config: Config, rounds: int) -> list[Row]:
         Row("the same, programs cached", float(np.median(cached)), "s"),
         Row("a process that only starts JAX", float(np.median(only_jax)), "s"),
     ]
+
+
+def save_run(config: Config, run: Path) -> None:
+    """A run at its first step."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns that there are no metrics
+    params = build_unet(config.model, 0)[1]
+    with checkpoints(run, keep=1) as manager:
+        save_checkpoint(manager, initial_state(params, make_optimizer(config.train)), config)
+    save_config(config, run / "config.json")
+
+
+if __name__ == "__main__":
+    save_run(config_from_dict(json.loads(sys.argv[1])), Path(sys.argv[2]))
+    print("{}")

@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 
 from bench import __main__ as bench
-from bench.networks import SAMPLING, bench_network, peer_sides
+from bench import peak
+from bench.machine import machine, peak_bytes, processor
+from bench.networks import SAMPLING, peer_sides
+from bench.peer import diffusers_peer
+from bench.rounds import Row, in_turn
 from ddim_jax.config import UNetConfig, presets
 from ddim_jax.model import build_unet
 
@@ -15,7 +19,9 @@ from ddim_jax.model import build_unet
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     monkeypatch.setattr("bench.rounds.SIZE", 64)
+    monkeypatch.setattr("bench.rounds.LEAST", 0.0)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setattr(bench, "in_child", lambda module, *arguments: machine(*arguments))
 
 
 @pytest.fixture
@@ -42,6 +48,7 @@ def test_the_table_is_written_as_json(call, tmp_path, monkeypatch):
         assert 0 < row["value"] < 1e4
         assert (row["unit"], row["peer"]) == ("ms", None)
     assert report["settings"]["rounds"] == 1
+    assert {"processor", "instruction sets", "versions"} <= report["machine"].keys()
 
 
 @pytest.mark.parametrize(
@@ -50,6 +57,8 @@ def test_the_table_is_written_as_json(call, tmp_path, monkeypatch):
         ("--rounds 0", ["--rounds is 0", "1 or more"]),
         ("--batch-size -1", ["--batch-size is -1"]),
         ("--out nowhere/bench.json", ["--out is nowhere/bench.json", "make it"]),
+        ("--report nowhere/page.md", ["--report is nowhere/page.md", "make it"]),
+        ("--sizes 3", ["--sizes is (3,)", "16 or more"]),
         ("--what overhead --against diffusers", ["--against is diffusers", "torch", "pip install"]),
     ],
 )
@@ -61,19 +70,95 @@ def test_mistakes_are_one_sentence(call, monkeypatch, arguments, words):
     assert all(word in err for word in words), err
 
 
+def test_a_compiled_peer_needs_a_compiler(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with (
+        pytest.raises(ValueError, match="no-such-compiler, cannot be found; install it, or name"),
+        diffusers_peer("diffusers-compiled"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("text", "model", "sets"),
+    [
+        ("model name\t: EPYC\ncpu family\t: 25\nmodel\t\t: 1\nflags\t\t: sse avx2 amx_tile\n",
+         "EPYC (cpu family 25, model 1)", ("avx2", "amx_tile")),
+        ("processor\t: 0\nFeatures\t: fp asimd sve\n", None, ("asimd", "sve")),
+        (None, None, ()),
+    ],
+)  # fmt: skip
+def test_the_processor_is_named(tmp_path, monkeypatch, text, model, sets):
+    monkeypatch.setattr("platform.processor", lambda: "")
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    if text:
+        (tmp_path / "cpuinfo").write_text(text)
+    assert processor(tmp_path / "cpuinfo") == (model or "arm64", sets)
+    assert all(f"{name} " in machine("optax")["versions"] for name in ("jaxlib", "optax"))
+
+
+def test_a_peak_stays_when_the_memory_is_free_again():
+    before = peak_bytes()
+    np.ones(2**24).sum()
+    assert peak_bytes() == peak_bytes("self") >= before > 2**20
+
+
+def test_short_measurements_are_warm_and_long_ones_are_not_repeated(monkeypatch):
+    monkeypatch.setattr("bench.rounds.LEAST", 0.5)
+    clock, calls = [0.0], {"short": 0, "long": 0}
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("time.sleep", lambda seconds: calls.update(cold=True))
+
+    def side(name, seconds):
+        def call():
+            # After a rest the other side's threads and caches are in the way.
+            taken = seconds * (3 if calls.pop("cold", False) else 1)
+            calls[name] += 1
+            clock[0] += taken
+            return taken
+
+        return call
+
+    short, long = in_turn(3, side("short", 0.125), side("long", 4.0))
+    np.testing.assert_allclose(short, 0.125)
+    assert calls["short"] == 1 + 3 * (1 + 4)
+    assert len(long) == 3
+    assert calls["long"] == 1 + 3
+
+
+@pytest.mark.slow
+def test_the_page_has_every_measure(call, tmp_path, monkeypatch):
+    """With a tiny network; without what starts processes or only compiles."""
+    monkeypatch.setattr(bench, "presets", lambda: {"digits": tiny()})
+    monkeypatch.setattr("bench.sampler.STEPS", 5)
+    for name in ("start", "grid", "sampler_memory", "training_memory"):
+        monkeypatch.setattr(bench, f"bench_{name}", lambda *_, name=name: [Row(name, 1.0, "s")])
+    monkeypatch.setattr(peak, "in_child", lambda *_: {"host": 2**20, "device": 2**21})
+    file, out = tmp_path / "page.md", tmp_path / "bench.json"
+    arguments = ("--networks", "digits", "--dtype", "bfloat16", "--rounds", 1, "--batch-size", 2)
+    assert call("--report", file, *arguments, "--out", out)[0] == 0
+    text = file.read_text()
+    titles = [line.split(",")[0] for line in text.splitlines() if line.startswith("## ")]
+    assert titles == [
+        "## peak", "## start", "## overhead", "## digits", "## memory", "## scaling", "## loop",
+        "## grid",
+    ]  # fmt: skip
+    for words in (
+        "processor", "jaxlib", "training ÷ bfloat16 matrix products", "loop ÷ bare",
+        "training_memory", "2 devices ÷ 2 × one", "on each device | 2 | MiB", SAMPLING,
+    ):  # fmt: skip
+        assert words in text, words
+    measures = json.loads(out.read_text())["measures"]
+    assert all(row["value"] > 0 for rows in measures.values() for row in rows)
+
+
 def tiny():
     model = UNetConfig(
         8, 1, channels=4, multipliers=(1,), blocks=1, attention_resolutions=(), groups=2
     )
     config = presets()["digits"]
     return replace(config, model=model, train=replace(config.train, batch_size=1))
-
-
-@pytest.mark.slow
-def test_a_network_alone():
-    rows = {row.measure: row for row in bench_network(tiny(), 1, None)}
-    assert all(row.value > 0 and row.ratio is None for row in rows.values())
-    assert {"forward", SAMPLING, "training", "forward ÷ matrix products"} <= rows.keys()
 
 
 def test_a_peer_with_other_images_is_not_timed(tmp_path):

@@ -20,7 +20,7 @@ from ..settings import MANY, SEED, Range, at_least, check_ranges
 from .estimates import kept_estimates
 from .grid import Cell, cells, concerns
 from .samplers import sampler_cells
-from .source import OracleName, Source, oracle_source, run_source
+from .source import FLOAT32, OracleName, Precision, Source, oracle_source, run_source
 
 STEPS = 50
 COUNT = Range(lambda value: value is None or 1 <= value <= MANY, f"1 or more, up to {MANY:,}")
@@ -48,7 +48,11 @@ class SourceFlags:
         if self.oracle is not None:
             return oracle_source(self.oracle)
         assert self.run is not None  # one of the two is there
-        return run_source(self.run, self.checkpoint)
+        return run_source(self.run, self.checkpoint, self.precision())
+
+    def precision(self) -> Precision:
+        """How the network computes."""
+        return FLOAT32
 
 
 @dataclass(frozen=True)
@@ -66,10 +70,24 @@ class DrawFlags(SourceFlags):
     the model was trained without label dropout."""
     guidance: float = 1.0
     """Classifier-free guidance scale; 1: no guidance. Others take two network calls per step."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the network's activations and products; the images and Eq. 12 stay float32."""
+    matmul_precision: Literal["default", "high", "highest"] = "highest"
+    """Precision of the network's products; default may mean TF32 or bfloat16 on accelerators."""
+
+    def precision(self) -> Precision:
+        """How the network computes."""
+        return Precision(self.dtype, self.matmul_precision)
 
     def check(self) -> None:
         """Raise a ValueError if a field is out of range, or does not fit another field."""
         super().check()
+        if self.oracle and self.precision() != FLOAT32:
+            flag, value = ("dtype", self.dtype) if self.dtype != "float32" else (
+                "matmul-precision", self.matmul_precision)  # fmt: skip
+            raise ValueError(
+                f"--{flag} is {value}, but an oracle has no network; leave it out with --oracle."
+            )
         if not isfinite(self.guidance):
             raise ValueError(f"--guidance is {self.guidance:g}; give a finite scale, such as 3.")
         if self.guidance != 1 and not self.label:
@@ -165,7 +183,7 @@ class Ready(NamedTuple):
             scale = 1 if self.plan.guidance is None else self.plan.guidance
             labels = f"labels {' '.join(map(str, self.labels))}, guidance {scale:g}, "
         steps = f"S={cell.steps} {cell.timesteps}, {cell.sigma}"
-        return f"{labels}{steps}, seed={self.plan.seed}, on {where}"
+        return f"{labels}{steps}, seed={self.plan.seed}, {self.source.precision} on {where}"
 
     def draw(self, call: Any, count: int, doing: str, console: Console) -> Iterator[Any]:
         """call(params, indices) of the images 0 … count−1, a batch at a time, with progress."""

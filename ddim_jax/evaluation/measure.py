@@ -36,7 +36,7 @@ from .source import Source
 
 _SOURCES = sorted((Path(__file__).parent.parent / "metrics").glob("*.py"))
 _LEAST = {"precision": 4, "density": 6, "coverage": 6}  # reference images: k + 1
-_NEIGHBOURS = 10_000  # reference images for all statistics but the Fréchet distance
+NEIGHBOURS = 10_000  # reference images for all statistics but the Fréchet distance
 _RECORDED = (
     "t", "s", "alpha_bar_t", "sigma", "noise", "x_0_correction", "epsilon_correction",
 )  # fmt: skip
@@ -66,8 +66,8 @@ def open_reference(
     content = digest(images)
     points = Points(kept_features(features, lambda: images, content, directory))
     names = measurable(len(images))
-    few = points.shape[0] <= _NEIGHBOURS
-    part = points if few else Points(points.features[:_NEIGHBOURS])
+    few = points.shape[0] <= NEIGHBOURS
+    part = points if few else Points(points.features[:NEIGHBOURS])
     against = {name: points if name == "frechet" else part for name in names}
     return Reference(against, digest(content, features.identity))
 

@@ -111,7 +111,7 @@ def run(config: Config, console: Console) -> None:
         "paper_cifar10": RECONSTRUCTION,
         "versions": {"python": python_version(), "jax": jax.__version__, "numpy": np.__version__},
         "device": device,
-        "precision": "float32",
+        "precision": str(source.precision),
         "seconds": seconds,
     }
     write(directory / "results.json", to_json(report, indent=2) + "\n")
@@ -143,9 +143,9 @@ def _title(
     )
     return (
         f"Reconstruction error of {source.name}{where}: {data}, seed {config.seed}, encoded and "
-        f"decoded in S steps, {cell.timesteps} τ, {cell.sigma}, float32 on {device}. MSE per "
-        "dimension of images in [0, 1] with a 95 % interval of the mean; reconstructions are not "
-        f"clipped (in the picture they are). {paper}"
+        f"decoded in S steps, {cell.timesteps} τ, {cell.sigma}, {source.precision} on "
+        f"{device}. MSE per dimension of images in [0, 1] with a 95 % interval of the mean; "
+        f"reconstructions are not clipped (in the picture they are). {paper}"
     )
 
 

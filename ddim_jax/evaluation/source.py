@@ -29,6 +29,25 @@ class Reference(NamedTuple):
     num_classes: int
 
 
+class Precision(NamedTuple):
+    """How a network computes; the sampler around it is in float32.
+
+    >>> str(Precision()), str(Precision("bfloat16")), str(Precision(products="default"))
+    ('float32', 'bfloat16', 'float32 with default products')
+    """
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    products: Literal["default", "high", "highest"] = "highest"
+
+    def __str__(self) -> str:
+        """In words."""
+        plain = self.products == "highest"
+        return self.dtype if plain else f"{self.dtype} with {self.products} products"
+
+
+FLOAT32 = Precision()
+
+
 class Source(NamedTuple):
     """A denoiser, its noising process, and the data distribution that it should reproduce."""
 
@@ -50,17 +69,26 @@ class Source(NamedTuple):
     classes: tuple[str, ...] = ()  # their names, if known
     step: int | None = None  # of the checkpoint
     kind: str = "epsilon"  # what the network predicts
+    precision: Precision = FLOAT32
 
 
-def run_source(directory: Path, checkpoint: str = "latest") -> Source:
+def run_source(
+    directory: Path, checkpoint: str = "latest", precision: Precision = FLOAT32
+) -> Source:
     """The averaged (EMA) weights of a run, to be compared with its training images."""
     config, params, step = open_run(directory, checkpoint)
     alpha_bar = config.diffusion.alpha_bar()
-    apply = unet_apply(config.model)
+    apply = unet_apply(config.model, precision.dtype)
+
+    def network(*arguments: Any, **label: Any) -> Any:
+        # In place of the sampler's own "highest".
+        with jax.default_matmul_precision(precision.products):
+            return apply(*arguments, **label)
+
     return Source(
-        name=str(directory),
+        name=str(directory) + (f" in {precision}" if precision != FLOAT32 else ""),
         directory=directory,
-        denoise=conditional(apply, alpha_bar, config.diffusion.prediction),
+        denoise=conditional(network, alpha_bar, config.diffusion.prediction),
         params=params,
         alpha_bar=alpha_bar,
         image_shape=config.model.image_shape(),
@@ -68,11 +96,12 @@ def run_source(directory: Path, checkpoint: str = "latest") -> Source:
         data=config.data,
         reference=lambda: _images(config.data, config.model.image_shape()),
         moments=None,
-        identity=("run", config.model, config.diffusion, *jax.tree.leaves(params)),
+        identity=("run", config.model, config.diffusion, precision, *jax.tree.leaves(params)),
         step=step,
         kind=config.diffusion.prediction,
         has_no_label=not config.model.num_classes or config.train.label_dropout > 0,
         classes=run_classes(directory),
+        precision=precision,
     )
 
 

@@ -75,6 +75,11 @@ SAMPLE = [
     (["{run}", "--sigma", "eta"], "--sigma is eta; give eta=NUMBER"),
     (["{run}", "--label", "3"], "--label is 3, but {run} is unconditional; leave --label out"),
     (["{run}", "--guidance", "3"], "--guidance is 3 without --label"),
+    (["--oracle", "digits", "--dtype", "bfloat16"], "--dtype is bfloat16, but an oracle has no"),
+    (
+        ["--oracle", "digits", "--matmul-precision", "high"],
+        "--matmul-precision is high, but an oracle has no network; leave it out",
+    ),
     (
         ["{run}", "--checkpoint", "2000"],
         "the checkpoint asked for is 2000; {run} has latest, best and",
