@@ -68,15 +68,18 @@ def learned_table(table: StepTable, parameters: TableParameters) -> StepTable:
     >>> from ddim_jax import eta, step_table
     >>> table = step_table([1.0, 0.64, 0.36], [1, 2], eta(0.0))
     >>> learned_table(table, TableParameters(u=np.array([np.pi / 2, 0.0]))).sigma.round(3).tolist()
-    [0.6000000238418579, 0.0]
+    [0.6, 0.0]
     """
     u, w, b, c = parameters
+    # On the host, NumPy keeps the digits of float64.
+    on_host = all(isinstance(leaf, np.ndarray) for leaf in parameters if leaf is not None)
+    xp: Any = np if on_host else jnp
     below, above = _scales(table)
     if u is not None:
-        sigma = below * jnp.abs(jnp.sin(u))
-        table = table._replace(sigma=sigma, noise=jnp.where(table.s > 0, sigma, table.noise))
+        sigma = below * xp.abs(xp.sin(u))
+        table = table._replace(sigma=sigma, noise=xp.where(table.s > 0, sigma, table.noise))
     if w is not None:
-        table = table._replace(noise=np.where(table.s > 0, below, above) * jnp.abs(w))
+        table = table._replace(noise=np.where(table.s > 0, below, above) * xp.abs(w))
     if b is not None:
         earlier = np.arange(len(table.t))[:, None] >= np.arange(1, b.shape[1] + 1)[None]
         scaled = (
@@ -84,8 +87,7 @@ def learned_table(table: StepTable, parameters: TableParameters) -> StepTable:
             above[:, None] * c * earlier,
         )
         corrections = (
-            jnp.concatenate([-jnp.sum(rest, axis=1, keepdims=True), rest], axis=1)
-            for rest in scaled
+            xp.concatenate([-xp.sum(rest, axis=1, keepdims=True), rest], axis=1) for rest in scaled
         )
         table = StepTable(*table[:6], *corrections)
     return table

@@ -83,7 +83,8 @@ def gaussian_errors(
     0.04
     """
     mu, eigenvalues, vectors = decompose(mean, covariance)
-    center, bars = mu @ vectors, np.asarray(alpha_bar, np.float64)
+    # A copy: JAX may remember the array as it was once converted to float32.
+    center, bars = mu @ vectors, np.array(alpha_bar, np.float64)
 
     def errors(table: StepTable) -> GaussianErrors:
         K = max(1, *(leaf.shape[1] for leaf in table[-2:]))

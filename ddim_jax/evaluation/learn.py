@@ -239,9 +239,8 @@ def _descend(
             show(f"loss {loss:.4g}, held out {held_out[-1]:.4g}")
     if jax.process_index() == 0:
         file.unlink(missing_ok=True)
-    with jax.enable_x64(True):  # the corrections sum to 0 in float64
-        exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), best)
-        table = jax.tree.map(np.asarray, learned_table(base, exact))
+    # In float64 the corrections sum to 0.
+    table = learned_table(base, jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), best))
     return table, {"loss": losses, "held out": held_out}
 
 

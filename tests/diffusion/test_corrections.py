@@ -134,7 +134,7 @@ def carried(alpha_bar, solver):
     table = step_table(alpha_bar, uniform_timesteps(1000, 5), eta(0.5), solver)
     jaxpr = jax.make_jaxpr(lambda: sample(network(alpha_bar), jnp.asarray(X_T), table, KEYS))()
     (scan,) = [equation for equation in jaxpr.eqns if equation.primitive.name == "scan"]
-    return scan.params["num_carry"]
+    return len(scan.outvars)  # it returns nothing else
 
 
 def test_first_order_carries_the_images_alone_and_order_K_the_newest_predictions(alpha_bar):
@@ -147,13 +147,14 @@ def test_gradients_with_respect_to_the_corrections(alpha_bar, float64):
     table = step_table(alpha_bar, uniform_timesteps(1000, 5), eta(1.0), adams(2))
     # One root √(1−ᾱ_s−sigma²) is 0.
     sigma = np.where(np.arange(5) == 3, np.sqrt(1 - table.alpha_bar_s), table.sigma)
-    noise = jnp.asarray(NOISE[:5])
+    # Copies: JAX may remember an array as another test converted it, to float32.
+    noise, x_T, alpha_bar = (np.array(each) for each in (NOISE[:5], X_T, alpha_bar))
 
     @jax.jit
     @jax.value_and_grad
     def loss(corrections):
         corrected = StepTable(*table._replace(sigma=sigma)[:6], *corrections)
-        return jnp.mean(sample(network(alpha_bar), jnp.asarray(X_T), corrected, KEYS, noise) ** 2)
+        return jnp.mean(sample(network(alpha_bar), jnp.asarray(x_T), corrected, KEYS, noise) ** 2)
 
     numbers = jnp.stack(table[-2:])
     gradient = loss(numbers)[1]
