@@ -61,7 +61,7 @@ class Config(FeatureFlags, DrawFlags):
     difference from the features of 100 steps, without noise; auto: w2 if exact, else kernel."""
     start: str = ""
     """The first sampler, as for --sampler; empty: the best of the named ones."""
-    updates: Annotated[int, at_least(1, MANY)] = 400
+    updates: Annotated[int, at_least(1, MANY)] = 200
     """Largest number of Adam steps. An exact loss is minimised to convergence instead."""
     learning_rate: Annotated[float, ABOVE_0] = 0.02
     """Initial step size of Adam; it falls to 0 along a cosine."""
