@@ -132,7 +132,15 @@ def ended(monkeypatch):
     signal.signal(signal.SIGINT, before)
 
 
-def test_ctrl_c_once_and_twice(ended, capsys):
+@pytest.fixture
+def heard():
+    """Ctrl-C is heard, also where the suite was started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_once_and_twice(heard, ended, capsys):
     def command():
         try:
             signal.raise_signal(signal.SIGINT)
@@ -144,7 +152,7 @@ def test_ctrl_c_once_and_twice(ended, capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
-def test_ctrl_c_in_a_callback_that_swallows_exceptions(ended, monkeypatch, capfd):
+def test_ctrl_c_in_a_callback_that_swallows_exceptions(heard, ended, monkeypatch, capfd):
     """A garbage collector's, as JAX has one."""
     monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
 
