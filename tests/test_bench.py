@@ -132,6 +132,7 @@ def test_the_page_has_every_measure(call, tmp_path, monkeypatch):
     """With a tiny network; without what starts processes or only compiles."""
     monkeypatch.setattr(bench, "presets", lambda: {"digits": tiny()})
     monkeypatch.setattr("bench.sampler.STEPS", 5)
+    monkeypatch.setattr("bench.scaling.jax.device_count", lambda: 2)  # of the suite's 8
     for name in ("start", "grid", "sampler_memory", "training_memory"):
         monkeypatch.setattr(bench, f"bench_{name}", lambda *_, name=name: [Row(name, 1.0, "s")])
     monkeypatch.setattr(peak, "in_child", lambda *_: {"host": 2**20, "device": 2**21})
