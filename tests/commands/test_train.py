@@ -147,21 +147,31 @@ def test_every_field_is_a_flag_with_help(command):
     assert "TableParameters" not in text
 
 
+SECOND = """
+import sys, tests, jax
+from ddim_jax.commands import train
+events = []
+jax.monitoring.register_event_listener(lambda event, **_: events.append(event))
+status = train()
+names = ("compile_requests_use_cache", "cache_hits")
+print("counts", *(events.count(f"/jax/compilation_cache/{name}") for name in names))
+sys.exit(status)
+"""
+
+
 @pytest.mark.slow
-def test_a_second_start_compiles_nothing(digits, train, tmp_path):
+def test_a_second_start_compiles_nothing(digits, tmp_path):
     """Every program of a run is in the persistent cache, small ones included."""
-    events = []
-
-    def count(event, **_):
-        events.append(event)
-
-    jax.clear_caches()  # else what other tests compiled would be missing from the files
-    train(replace(digits[0], out=str(tmp_path / "first")), tmp_path)
-    jax.clear_caches()
-    jax.monitoring.register_event_listener(count)
-    try:
-        train(replace(digits[0], out=str(tmp_path / "run")), tmp_path)
-    finally:
-        jax.monitoring.unregister_event_listener(count)
-    asked = events.count("/jax/compilation_cache/compile_requests_use_cache")
-    assert asked == events.count("/jax/compilation_cache/cache_hits") >= 3
+    for name in ("first", "second"):
+        file = tmp_path / f"{name}.json"
+        save_config(replace(digits[0], out=str(tmp_path / name)), file)
+        done = subprocess.run(
+            [sys.executable, "-c", SECOND, file],
+            env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+    asked, hits = map(int, re.findall(r"counts (\d+) (\d+)", done.stdout)[0])
+    assert asked == hits >= 3
