@@ -22,7 +22,7 @@ from ddim_jax.evaluation import ablate
 from ddim_jax.evaluation.measure import NEIGHBOURS
 from ddim_jax.metrics import STATISTICS, Points
 from ddim_jax.training import load_run
-from ddim_jax.training.loop import device_batches
+from ddim_jax.training.prepare import device_batches
 
 from .machine import in_child, peak_bytes
 from .rounds import Row

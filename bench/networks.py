@@ -17,7 +17,7 @@ from ddim_jax.config import Config
 from ddim_jax.devices import batch_sharding, make_mesh, replicated
 from ddim_jax.model import build_unet, save_diffusers, unet_apply
 from ddim_jax.sampler import Batch, Plan, conditional, make_sampler
-from ddim_jax.training.loop import prepare_state, prepare_step
+from ddim_jax.training.prepare import prepare_state, prepare_step
 
 from .peer import Peer
 from .rounds import Row, in_turn, matmul_rate, median_ratio, seconds

@@ -15,7 +15,7 @@ from ddim_jax.config import Config, config_from_dict
 from ddim_jax.devices import batch_sharding, make_mesh, setup
 from ddim_jax.model import build_unet, unet_apply
 from ddim_jax.sampler import Batch, Plan, conditional, make_sampler, on_mesh
-from ddim_jax.training.loop import prepare_state, prepare_step
+from ddim_jax.training.prepare import prepare_state, prepare_step
 
 from .machine import in_child, peak_bytes
 from .networks import STEPS, load_peer, without_zeros

@@ -12,7 +12,7 @@ from ddim_jax.config import Config
 from ddim_jax.devices import batch_sharding, make_mesh
 from ddim_jax.model import build_unet
 from ddim_jax.sampler import Batch, Plan, conditional, make_sampler, on_mesh
-from ddim_jax.training.loop import prepare_state, prepare_step
+from ddim_jax.training.prepare import prepare_state, prepare_step
 
 from .networks import SAMPLING, STEPS, Sides, without_zeros
 from .rounds import Row, in_turn, median_ratio, seconds

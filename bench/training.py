@@ -16,7 +16,7 @@ from ddim_jax.devices import batch_sharding, make_mesh, state_shardings
 from ddim_jax.diffusion.objective import draw_examples, prediction_loss
 from ddim_jax.model import unet_apply, unet_shapes
 from ddim_jax.training import initial_state, make_optimizer
-from ddim_jax.training.loop import device_batches, prepare_state, prepare_step
+from ddim_jax.training.prepare import device_batches, prepare_state, prepare_step
 
 from .rounds import Row, in_turn, median_ratio, seconds
 

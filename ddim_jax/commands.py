@@ -93,11 +93,11 @@ def _sample() -> None:
     from rich.console import Console
 
     from .evaluation import load_commands
-    from .evaluation.flags import refuse_former
+    from .evaluation.flags import check_arguments
     from .processes import agree
 
     commands: dict[str, Any] = load_commands()
-    refuse_former(sys.argv[1:])
+    check_arguments(sys.argv[1:])
     configs = {name: config for name, (config, _) in commands.items()}
     config = tyro.extras.subcommand_cli_from_dict(
         configs, prog=program("sample"), description=_SAMPLE.format(program("sample"))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -71,6 +72,12 @@ def save_grid(images: UInt8[np.ndarray, "B H W C"], path: Path) -> None:
     canvas, _ = tile(filled.reshape(-1, columns, *images.shape[1:]))
     with whole(path) as partial:
         Image.fromarray(canvas).save(partial, "PNG")
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure of matplotlib as PNG, the same bytes for the same figure."""
+    with whole(path) as partial:
+        figure.savefig(partial, format="png", dpi=144, metadata={"Software": None})
 
 
 def save_rows(

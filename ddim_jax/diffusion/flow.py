@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64
 
-from .keys import Keys, noise_rows
+from .forward import per_image_sum
+from .keys import Keys, check_keys, noise_rows
 from .prediction import Denoise, as_denoiser, check_kind
 from .schedules import checked_alpha_bar
 from .types import Images, Integer, Numbers
@@ -51,8 +52,9 @@ def ode_log_likelihood(
         raise ValueError(f"stride is {stride}; it must be an even number of times, such as 2.")
     bars = checked_alpha_bar(alpha_bar)
     bars = bars[bars > 0]
-    check_kind_and_keys(denoise, keys, jnp.asarray(x_0), bars)
     x_0, d = jnp.asarray(x_0), math.prod(x_0.shape[1:])
+    check_keys(keys, x_0, "x_0")
+    check_kind(as_denoiser(denoise).kind, bars)
     probes = noise_rows(keys, 0, d).reshape(x_0.shape)
     probes = jnp.where(probes > 0, 1, -1).astype(x_0.dtype)
     divergence = _exact_trace if trace == "exact" else lambda f, y: _hutchinson(f, y, probes)
@@ -135,18 +137,3 @@ def _exact_trace(function, y):
         return product.reshape(len(y), -1)[:, i]
 
     return function(y), jnp.sum(jax.lax.map(diagonal, jnp.arange(y[0].size)), axis=0)
-
-
-def check_kind_and_keys(denoise: Denoise, keys: Keys, x_0: Images, alpha_bar: Numbers) -> None:
-    """Refuse anything but one key per image, and ε-prediction where ᾱ = 0."""
-    if keys.shape != x_0.shape[:1]:
-        raise ValueError(
-            f"keys have shape {keys.shape} for x_0 of shape {x_0.shape}; give one key per image: "
-            "image_keys(seed, indices)."
-        )
-    check_kind(as_denoiser(denoise).kind, alpha_bar)
-
-
-def per_image_sum(per_element: Float[Array, "B *dims"]) -> Float[Array, " B"]:
-    """Sum over all axes but the first."""
-    return jnp.sum(per_element, axis=tuple(range(1, per_element.ndim)))

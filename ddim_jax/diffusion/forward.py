@@ -115,6 +115,15 @@ def per_image(value: Numbers, images: Images) -> Float[Array, "..."]:
     return value.reshape(value.shape + (1,) * (images.ndim - value.ndim)) if value.ndim else value
 
 
+def per_image_sum(values: Float[Array, "B *dims"]) -> Float[Array, " B"]:
+    """The sum over all axes but the first.
+
+    >>> per_image_sum(jnp.ones((3, 8, 8, 1))).tolist()
+    [64.0, 64.0, 64.0]
+    """
+    return jnp.sum(values, axis=tuple(range(1, values.ndim)))
+
+
 def _on_host(*values: Any) -> bool:
     return not any(isinstance(value, jax.core.Tracer) for value in values)
 

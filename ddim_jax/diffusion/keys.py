@@ -79,6 +79,13 @@ def initial_noise(keys: Keys, shape: tuple[int, ...]) -> Float[Array, "B *dims"]
     return noise_rows(keys, 0, math.prod(shape)).reshape(len(keys), *shape)
 
 
+def check_keys(keys: Keys, images: Any, name: str) -> None:
+    """Refuse anything but one key per image."""
+    if keys.shape != images.shape[:1]:
+        shapes = f"keys have shape {keys.shape} for {name} of shape {images.shape}"
+        raise ValueError(f"{shapes}; give one key per image: image_keys(seed, indices).")
+
+
 def noise_rows(keys: Keys, t: Any, size: int) -> Float[Array, "B size"]:
     """z_t of (1), one row per image: the same numbers, drawn in half the time on a CPU."""
 

@@ -43,7 +43,7 @@ def table_parameters(table: StepTable, parts: Collection[str], order: Integer) -
     unknown = set(parts) - set(PARTS)
     if unknown or not parts:
         raise ValueError(f"parts are {list(parts)}; choose one or more of {', '.join(PARTS)}.")
-    K, S = int(order), len(table.t)
+    K = int(order)
     if K < 1:
         raise ValueError(f"order is {order}; it must be at least 1.")
     below, above = _scales(table)
@@ -53,11 +53,10 @@ def table_parameters(table: StepTable, parts: Collection[str], order: Integer) -
     if "noise" in parts:
         w = np.maximum(table.noise / np.where(table.s > 0, below, above), _LEAST)
     if "correction" in parts:
-        a, e = (np.zeros((S, K - 1)) for _ in range(2))
-        for column in range(min(K, table.x_0_correction.shape[1]) - 1):
-            a[:, column] = table.x_0_correction[:, column + 1]
-        for column in range(min(K, table.epsilon_correction.shape[1]) - 1):
-            e[:, column] = table.epsilon_correction[:, column + 1]
+        a, e = (
+            np.pad(kept, ((0, 0), (0, K - 1 - kept.shape[1])))
+            for kept in (numbers[:, 1:K] for numbers in table[-2:])
+        )
         b, c = a / np.sqrt(table.alpha_bar_s)[:, None], e / above[:, None]
     return TableParameters(u, w, b, c)
 

@@ -25,12 +25,11 @@ import numpy as np
 from jax.scipy.special import log_ndtr
 from jaxtyping import Array, Float, Float64
 
-from .flow import check_kind_and_keys, per_image_sum
-from .flow import ode_log_likelihood as ode_log_likelihood
-from .forward import add_noise, direction_scale
-from .keys import Keys, noise_rows
+from .flow import ode_log_likelihood as ode_log_likelihood  # the likelihood of σ = 0
+from .forward import add_noise, direction_scale, per_image_sum
+from .keys import Keys, check_keys, noise_rows
 from .objective import x_0_weights
-from .prediction import Denoise
+from .prediction import Denoise, as_denoiser, check_kind
 from .reverse import StepTable
 from .schedules import checked_alpha_bar
 from .sigmas import SigmaSchedule, Steps, eta
@@ -193,7 +192,8 @@ def _check(
         raise ValueError(
             f"the table's leaves have shapes {[*map(jnp.shape, table)]}; all must be (S,)."
         )
-    check_kind_and_keys(denoise, keys, x_0, table.alpha_bar_t)
+    check_keys(keys, x_0, "x_0")
+    check_kind(as_denoiser(denoise).kind, table.alpha_bar_t)
     if levels is not None and levels < 2:
         raise ValueError(f"levels is {levels}; give 2 or more, or None for a density.")
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in table):

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .keys import Keys, noise_rows
+from .keys import Keys, check_keys, noise_rows
 from .prediction import Denoise, Prediction, as_denoiser, check_kind
 from .reverse import StepTable, check_shapes, correct, equation_12
 from .types import Images
@@ -137,7 +137,5 @@ def _check(
             f"noise has shape {noise.shape}; it must be {(*leaves[0], *x_T.shape)}, "
             "one draw for each step and image."
         )
-    if keys.shape != x_T.shape[:1]:
-        shapes = f"keys have shape {keys.shape} for x_T of shape {x_T.shape}"
-        raise ValueError(f"{shapes}; give one key per image: image_keys(seed, indices).")
+    check_keys(keys, x_T, "x_T")
     check_kind(as_denoiser(denoise).kind, table.alpha_bar_t)

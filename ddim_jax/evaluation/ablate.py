@@ -20,7 +20,7 @@ from ..images import save_rows
 from ..metrics import STATISTICS, Statistics
 from ..settings import IMAGES, MANY, at_least
 from .cells import Drawing, Drawn, draw_cells
-from .flags import DrawFlags, chosen_cells, refuse_beside_sampler
+from .flags import DrawFlags, chosen_cells
 from .grid import Cell, concerns
 from .image_sets import ImageSet, check_recipe, check_shapes, open_images
 from .likelihood import elbo_metrics
@@ -71,8 +71,6 @@ class Config(FeatureFlags, DrawFlags):
                 f"--name is {self.name!r}; give a directory name other than 'cells' and "
                 "'reference', without a slash."
             )
-        if self.sampler:
-            refuse_beside_sampler(self)
         if not (self.sigma and self.timesteps and self.solver):
             raise ValueError(
                 "--sigma, --timesteps and --solver may not be empty; give one or more of each."
@@ -82,7 +80,6 @@ class Config(FeatureFlags, DrawFlags):
         """The configuration with the defaults of this machine filled in."""
         cpu, table1 = jax.default_backend() == "cpu", self.preset == "table1"
         steps = self.steps or ((5, 10, 20, 50) if cpu and not table1 else STEPS)
-        steps = () if self.sampler else steps
         count = self.num_images or (50_000 if table1 else 512 if cpu else 10_000)
         name = self.name or ("table1" if table1 else "default")
         features = "inception" if table1 and self.features == "pixels" else self.features
@@ -113,9 +110,9 @@ def run(config: Config, console: Console) -> None:
     clips = [config.clip_index(cell, source) for cell in grid]
     drawn, compilations = draw_cells(drawing, grid, clips, console)
     spreads = measure_cells(grid, drawn, reference, features, console)
-    elbos, elbo_label = elbo_metrics(
-        source, grid, config.likelihood, config.seed, config.batch_size, console
-    ) if config.likelihood else ([{}] * len(grid), "")  # fmt: skip
+    elbos = None
+    if config.likelihood:
+        elbos = elbo_metrics(source, grid, config.likelihood, config.seed, drawing.size, console)
     if jax.process_index():
         return
     if config.clip not in ("official", "none"):
@@ -123,11 +120,12 @@ def run(config: Config, console: Console) -> None:
         source = source._replace(moments=None)
     calls = 1 if config.guidance == 1 else 2
     entries = _entries(source, grid, drawn, spreads, baseline, calls)
-    for entry, bits in zip(entries, elbos, strict=True):
-        entry["metrics"] |= bits
     counts = {name: points.shape[0] for name, points in reference.points.items()}
     labels = _labels(config, source, features, baseline, counts)
-    labels |= {"bits": elbo_label} if config.likelihood else {}
+    if elbos:
+        labels["bits"] = elbos.label
+        for entry, bits in zip(entries, elbos.values, strict=True):
+            entry["metrics"]["bits"] = bits
     results = _results(config, source.data.source, entries, labels, baseline, compilations)
     results["warnings"] = warnings
     from .report import write_report  # imports matplotlib for half a second

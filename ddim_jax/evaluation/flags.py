@@ -40,6 +40,7 @@ class SourceFlags:
     def check(self) -> None:
         """Raise a ValueError if a field is out of range, or does not fit another field."""
         check_ranges(self)
+        _refuse_beside_sampler(self)
         if (self.run is None) == (self.oracle is None):
             raise ValueError(f"RUN is {self.run} and --oracle {self.oracle}; give one of the two.")
 
@@ -140,12 +141,7 @@ class SamplerFlags(DrawFlags):
 
     def cell(self, source: Source, console: Console) -> Cell:
         """The sampler that the flags describe."""
-        if self.sampler:
-            return chosen_cells(self, source, (), console)[0]
-        (cell,) = cells(
-            source.alpha_bar, [self.sigma], [self.timesteps], [self.steps or STEPS], [self.solver],
-            partial(kept_estimates, source, console),
-        )  # fmt: skip
+        (cell,) = chosen_cells(self, source, (self.steps or STEPS,), console)
         if self.steps not in (None, cell.steps):
             raise ValueError(
                 f"--steps is {self.steps}, and --sigma {self.sigma} or --timesteps "
@@ -206,23 +202,22 @@ def chosen_cells(
         return value if isinstance(value, tuple) else (value,)
 
     if flags.sampler:
-        refuse_beside_sampler(flags)
         return sampler_cells(source.alpha_bar, several(flags.sampler), estimates)
     solver = several(getattr(flags, "solver", "first"))
     axes = several(flags.sigma), several(flags.timesteps), steps, solver
     return cells(source.alpha_bar, *axes, estimates)
 
 
-def refuse_beside_sampler(flags: Any) -> None:
+def _refuse_beside_sampler(flags: Any) -> None:
     """Refuse what --sampler replaces."""
     defaults = type(flags)
-    for name in ("sigma", "timesteps", "steps", "solver"):
+    for name in ("sigma", "timesteps", "steps", "solver") if getattr(flags, "sampler", "") else ():
         if getattr(flags, name, None) != getattr(defaults, name, None):
             raise ValueError(f"--{name} is given beside --sampler, which replaces it; give one.")
 
 
-def refuse_former(arguments: list[str]) -> None:
-    """Report the new name of a flag from an earlier version."""
+def check_arguments(arguments: list[str]) -> None:
+    """Refuse an empty --out, and report the new name of a flag from an earlier version."""
     for i, argument in enumerate(arguments):
         name, given, value = argument.partition("=")
         if name == "--out" and (not value if given else arguments[i + 1 : i + 2] == [""]):

@@ -7,7 +7,7 @@ kept. FILE.npz is the sampler, FILE.png the losses. A stopped run of Adam resume
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,6 +24,7 @@ from ..diffusion.reverse import StepTable, stack_tables
 from ..diffusion.timesteps import TIMESTEPS
 from ..features import FeatureFlags, load_features
 from ..files import check_output, digest, read_arrays, whole
+from ..images import save_figure
 from ..metrics import difference, interval
 from ..progress import progress
 from ..settings import ABOVE_0, MANY, at_least
@@ -54,6 +55,8 @@ class Config(FeatureFlags, DrawFlags):
     """S, the number of reverse steps."""
     learn: tuple[Part, ...] = ("sigma", "noise", "correction")
     """What to learn; the rest stays as it is at the start."""
+    features: Literal["pixels", "classifier", "inception"] = "classifier"
+    """What kernel and teacher compare: see evaluate; `sample.py classifier` trains the default."""
     order: Annotated[int, at_least(1, 1000)] = 3
     """K: a correction uses the newest K predictions; at most S."""
     loss: Literal["auto", "w2", "kl", "kernel", "teacher"] = "auto"
@@ -151,26 +154,22 @@ def _learn_by_features(
     config: Config, source: Source, grid: Sequence[Cell], console: Console
 ) -> Any:
     """Adam on a loss of features, with early stopping."""
-    asked = "classifier" if config.features == "pixels" else config.features
-    features = load_features(
-        replace(config, features=asked), source.directory, source.image_shape[-1], console
-    )
-    clip = config.clip_index(grid[0], source)
+    features = load_features(config, source.directory, source.image_shape[-1], console)
+    clip = config.clip_index(grid[0]._replace(rederive=False), source)  # as --sampler FILE is drawn
     setting = Setting(
         source, features, clip, config.seed, config.labels(source), config.guidance,
         config.batch_size, config.num_images,
     )  # fmt: skip
     teacher = config.loss == "teacher"
-    judge = feature_objective(setting, grid[0].table, teacher)
-    start = _best(judge, grid, console)
+    objective = feature_objective(setting, teacher)
+    start = _best(objective, grid, console)
     first = table_parameters(start.table, config.learn, _order(config, start))
-    objective = feature_objective(setting, start.table, teacher)
     identity = digest(
         *source.identity, features.identity, *start.table, vars(config) | {"out": None}
     )
     table, curve = _descend(config, objective, start.table, first, identity, console)
     spreads = [
-        judge.held_out(each, config.num_images) for each in (grid[0].table, start.table, table)
+        objective.held_out(each, config.num_images) for each in (grid[0].table, start.table, table)
     ]
     label = "Squared difference from the teacher" if teacher else features.label("kernel")
     label += f", {features.name}, {config.num_images:,} held-out images"
@@ -215,6 +214,7 @@ def _descend(
     """The table with the least held-out loss on the way of Adam, and the losses on the way."""
     rate = optax.cosine_decay_schedule(config.learning_rate, config.updates)
     adam = optax.adam(rate)
+    gradient = objective.gradient(base)
     first = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), first)
     # (update, parameters, state of Adam, best parameters, losses, held-out losses)
     state: Any = (0, first, adam.init(first), first, np.zeros(0), np.zeros(0))
@@ -232,8 +232,8 @@ def _descend(
                 best = best if since else parameters
                 if since == _PATIENCE or update == config.updates:
                     break
-            loss, gradient = objective.gradient(parameters, int(update))
-            steps, moments = adam.update(gradient, moments, parameters)
+            loss, slope = gradient(parameters, int(update))
+            steps, moments = adam.update(slope, moments, parameters)
             parameters = optax.apply_updates(parameters, steps)
             state = (update + 1, parameters, moments, best, np.append(losses, loss), held_out)
             show(f"loss {loss:.4g}, held out {held_out[-1]:.4g}")
@@ -277,5 +277,4 @@ def _save_curve(curve: dict[str, np.ndarray], label: str, path: Path) -> None:
     positive = all(np.all(values > 0) for values in curve.values())
     axes.set(xlabel="update", ylabel=label, yscale="log" if positive else "linear")
     axes.legend()
-    with whole(path) as partial:
-        figure.savefig(partial, format="png", dpi=144, metadata={"Software": None})
+    save_figure(figure, path)

@@ -5,11 +5,13 @@ The rate is L_T + Σ L_s, the distortion L_0. Data without 256 levels, such as t
 gaussian`, have a density; its bits are for bins as wide as a level.
 """
 
-from collections.abc import Sequence
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +24,8 @@ from ..diffusion.flow import ode_log_likelihood
 from ..diffusion.keys import Purpose, image_keys
 from ..diffusion.likelihood import Elbo, bits_per_dim, elbo
 from ..diffusion.reverse import stack_tables
-from ..files import make_directory, to_json, whole, write
-from ..images import to_unit_range
+from ..files import make_directory, to_json, write
+from ..images import save_figure, to_unit_range
 from ..metrics import mean_interval
 from ..progress import progress
 from ..sampler import batch_program, in_batches, on_mesh
@@ -100,9 +102,8 @@ def run(config: Config, console: Console) -> None:
         if config.ode:
             nats = _ode(source, split, config, console)
             bits = bits_per_dim(nats, source.image_shape, density=True)
-            results.append(
-                {"split": split.name, "n": len(nats), "cell": "ODE"} | _interval("bits", bits)
-            )
+            entry = {"split": split.name, "n": len(nats), "cell": "ODE"}
+            results.append(entry | {"bits": _interval(bits)})
     if jax.process_index() == 0:
         _write(config, source, results, directory, console)
 
@@ -111,7 +112,11 @@ def has_elbo(cell: Cell) -> bool:
     """Whether every step that does not go to data has noise, and the solver is of first order."""
     table, inner = cell.table, cell.table.active & (cell.table.s > 0)
     noisy = np.all((table.sigma[inner] > 0) & (table.noise[inner] > 0))
-    return bool(noisy) and not np.any(table.x_0_correction) and not np.any(table.epsilon_correction)
+    return bool(noisy) and not _corrected(cell)
+
+
+def _corrected(cell: Cell) -> bool:
+    return any(np.any(numbers) for numbers in cell.table[-2:])
 
 
 def elbos(
@@ -134,22 +139,29 @@ def elbos(
     return [jax.tree.map(lambda leaf, i=i: leaf[:, i], found) for i in range(len(grid))]
 
 
+class ElboMetric(NamedTuple):
+    """The ELBO as a metric of an ablation: its label, and an estimate for each cell."""
+
+    label: str
+    values: list[dict[str, float]]
+
+
 def elbo_metrics(
     source: Source, grid: Sequence[Cell], count: int, seed: int, size: int, console: Console
-) -> tuple[list[dict[str, Any]], str]:
-    """The ELBO of the cells that have one, as a metric of an ablation, and its label."""
-    split = open_split(source, "test", count) if source.step is not None else None
-    split = split or _splits(source, count)[-1]
-    have = [i for i, cell in enumerate(grid) if has_elbo(cell)]
-    # Without noise it is infinite; that of a solver with memory is not known.
-    none = [np.inf if np.all(cell.table.x_0_correction == 0) else np.nan for cell in grid]
-    metrics: list[dict[str, Any]] = [{"bits": {"value": value}} for value in none]
-    if have:
-        terms = elbos(source, split, [grid[i] for i in have], seed, size, console)
-        for i, of_cell in zip(have, terms, strict=True):
-            metrics[i] = _interval("bits", bits(source, of_cell)["bits"])
+) -> ElboMetric:
+    """The bits/dim of every cell on `count` test images, or on others if there are none."""
+    split = next(_splits(source, count))
+    have = [cell for cell in grid if has_elbo(cell)]
+    found = iter(elbos(source, split, have, seed, size, console) if have else [])
+    values = []
+    for cell in grid:
+        if has_elbo(cell):
+            values.append(_interval(bits(source, next(found))["bits"]))
+        else:  # infinite without noise; not known for a solver with memory
+            values.append({"value": math.nan if _corrected(cell) else math.inf})
     width = "256 levels" if source.bounded else "density"
-    return metrics, f"ELBO, bits/dim, {width}, {len(split.images):,} {split.name} images"
+    label = f"ELBO, bits/dim, {width}, {len(split.images):,} {split.name} images"
+    return ElboMetric(label, values)
 
 
 def bits(source: Source, terms: Elbo) -> dict[str, np.ndarray]:
@@ -201,22 +213,20 @@ def _in_batches(
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
-def _splits(source: Source, most: int) -> list[Split]:
-    """Test and training images, in a fixed random order; an oracle has only its data."""
+def _splits(source: Source, most: int) -> Iterator[Split]:
+    """Test images, if there are any, and training images; of an oracle, its data."""
     if source.step is None:
         images = source.reference().images
-        return [
-            Split("data", images[np.random.default_rng(0).permutation(len(images))[:most]], None)
-        ]
-    return [part for name in ("test", "train") if (part := open_split(source, name, most))]
+        yield Split("data", images[np.random.default_rng(0).permutation(len(images))[:most]], None)
+        return
+    with contextlib.suppress(MissingSplit):
+        yield open_split(source, "test", most)
+    yield open_split(source, "train", most)
 
 
-def open_split(source: Source, name: Any, most: int) -> Split | None:
-    """Up to `most` images of a split of a run's data; None if there is no such split."""
-    try:
-        dataset = load_dataset(source.data, source.image_shape, name)
-    except MissingSplit:
-        return None
+def open_split(source: Source, name: Literal["test", "train"], most: int) -> Split:
+    """Up to `most` images of a split of a run's data, in a fixed random order."""
+    dataset = load_dataset(source.data, source.image_shape, name)
     chosen = np.random.default_rng(0).permutation(dataset.size)[:most]
     labels = None
     if not source.has_no_label and dataset.label is not None:
@@ -224,16 +234,15 @@ def open_split(source: Source, name: Any, most: int) -> Split | None:
     return Split(name, to_unit_range(dataset.read(chosen)), labels)
 
 
-def _interval(name: str, values: np.ndarray) -> dict[str, Any]:
-    return {name: mean_interval(np.asarray(values, np.float64))._asdict()}
+def _interval(values: np.ndarray) -> dict[str, float]:
+    return mean_interval(np.asarray(values, np.float64))._asdict()
 
 
 def _entry(source: Source, split: Split, cell: Cell, terms: Elbo) -> dict[str, Any]:
     """The results of one cell and split."""
     entry = {"split": split.name, "n": len(split.images), "cell": cell.name, "sigma": cell.sigma}
     entry |= {"timesteps": cell.timesteps, "steps": cell.steps}
-    for name, values in bits(source, terms).items():
-        entry |= _interval(name, values)
+    entry |= {name: _interval(values) for name, values in bits(source, terms).items()}
     inner = cell.table.active & (cell.table.s > 0)
     by_step = bits_per_dim(-terms.steps.mean(axis=0, dtype=np.float64), source.image_shape)
     return entry | {"t": cell.table.t[inner], "by_step": by_step[: int(inner.sum())]}
@@ -245,10 +254,9 @@ def _write(
     """Write table.md, results.json and steps.png, and print the table."""
     data, published = source.data.source, source.data.source == "cifar10"
     rows = [["split", "σ τ S", "bits/dim", "rate", "distortion"]]
-    rows += [
-        [entry["split"], entry["cell"], *(estimate(entry.get(name)) for name in rows[0][2:])]
-        for entry in ({**entry, "bits/dim": entry["bits"]} for entry in results)
-    ]
+    for entry in results:
+        values = (estimate(entry.get(name)) for name in ("bits", "rate", "distortion"))
+        rows.append([entry["split"], entry["cell"], *values])
     if published:
         rows = [[*row, text] for row, text in zip(rows, _literature(results), strict=True)]
     width = "256 levels" if source.bounded else "density, in bins of a level's width"
@@ -291,5 +299,4 @@ def _save_steps(results: Sequence[dict[str, Any]], path: Path) -> None:
             axes.plot(entry["t"], entry["by_step"], "o-", markersize=3, label=entry["cell"])
     axes.set(xscale="log", yscale="log", xlabel="t", ylabel="$L_s$ of the step from t, bits/dim")
     axes.legend(fontsize="small")
-    with whole(path) as partial_file:
-        figure.savefig(partial_file, format="png", dpi=144, metadata={"Software": None})
+    save_figure(figure, path)

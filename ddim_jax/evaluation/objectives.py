@@ -94,14 +94,13 @@ def minimise(
 class Objective(NamedTuple):
     """How a table is improved, and how it is judged."""
 
-    gradient: Callable[
-        [TableParameters, int], tuple[float, TableParameters]
-    ]  # (parameters, update)
+    # From a base: (parameters, update) → the loss and its gradient.
+    gradient: Callable[[StepTable], Callable[..., tuple[float, TableParameters]]]
     held_out: Callable[[StepTable, int], Spread]  # (table, number of images)
 
 
-def feature_objective(setting: Setting, base: StepTable, teacher: bool) -> Objective:
-    """The kernel loss, or the distance to a teacher, of tables that learn from a base."""
+def feature_objective(setting: Setting, teacher: bool) -> Objective:
+    """The kernel loss, or the distance to a teacher."""
     size, source, features = full_batch(setting.size), setting.source, setting.features
     mesh = make_mesh(size)
     params = on_mesh((source.params, features.params), mesh)
@@ -115,14 +114,18 @@ def feature_objective(setting: Setting, base: StepTable, teacher: bool) -> Objec
         pool = -(-_POOL // size) * size
         learn = features.extract(images(slow, _TRAINING, pool))
         targets = features.extract(images(slow, _HELD_OUT, setting.judged))
-    program = batch_program(jax.value_and_grad(_loss(setting, base, teacher), 3), mesh)
 
-    def gradient(parameters: TableParameters, update: int) -> tuple[float, TableParameters]:
-        places = np.arange(update * size, (update + 1) * size) % (pool if teacher else 2**30)
-        batch = labelled((_TRAINING + places).astype(np.uint32), setting.labels)
-        against = np.asarray(learn[places] if teacher else learn, np.float32)
-        value, found = program(params, batch, against, parameters)
-        return float(value), jax.tree.map(np.asarray, found)
+    def gradient(base: StepTable) -> Callable[..., tuple[float, TableParameters]]:
+        program = batch_program(jax.value_and_grad(_loss(setting, base, teacher), 3), mesh)
+
+        def of_update(parameters: TableParameters, update: int) -> tuple[float, TableParameters]:
+            places = np.arange(update * size, (update + 1) * size) % (pool if teacher else 2**30)
+            batch = labelled((_TRAINING + places).astype(np.uint32), setting.labels)
+            against = np.asarray(learn[places] if teacher else learn, np.float32)
+            value, found = program(params, batch, against, parameters)
+            return float(value), jax.tree.map(np.asarray, found)
+
+        return of_update
 
     def held_out(table: StepTable, count: int) -> Spread:
         found = np.asarray(features.extract(images(table, _HELD_OUT, count)), np.float64)

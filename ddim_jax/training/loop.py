@@ -9,11 +9,9 @@ writes everything else and prints.
 """
 
 import dataclasses
-import math
 import shlex
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
@@ -21,35 +19,36 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
 from ..config import Config, TrainConfig
-from ..data import Dataset, batches, load_dataset
-from ..data.dataset import about, check_record, mirrors
-from ..devices import batch_sharding, describe, make_mesh, process_rows, state_shardings, to_global
+from ..data import Dataset
+from ..data.dataset import about, mirrors
+from ..devices import describe
 from ..diffusion.objective import loss_weights
 from ..files import to_json
-from ..model import build_unet, unet_apply, unet_shapes
+from ..model import unet_apply, unet_shapes
 from ..processes import agree
 from ..runtime import program
-from .checkpoint import (
-    checkpoints,
-    latest_step,
-    restore_state,
-    save_checkpoint,
-    seal,
-)
+from .checkpoint import checkpoints, latest_step, save_checkpoint, seal
 from .directory import only_one, open_directory, resumable_step
 from .halt import any_process, exploded, stop_signals
 from .journal import Metrics, journal
+from .prepare import (
+    count_parameters,
+    device_batches,
+    open_data,
+    prepare_state,
+    prepare_step,
+    run_mesh,
+)
 from .preview import Draw, finish, make_draw, save_preview
 from .quality import described, judge, make_quality
-from .state import TrainState, initial_state, learning_rate, make_optimizer
-from .step import Step, make_train_step
+from .state import TrainState, learning_rate
+from .step import Step
 from .tracker import Tracker, require_tracker, tracking
-from .validation import held_out_data, make_validation
+from .validation import make_validation
 
 
 def train(config: Config, console: Console) -> None:
@@ -62,9 +61,9 @@ def train(config: Config, console: Console) -> None:
     require_tracker(config)
     agree(config)
     console = console if jax.process_index() == 0 else Console(quiet=True)
-    mesh, out = _mesh(config), Path(config.out)
+    mesh, out = run_mesh(config), Path(config.out)
     saved = resumable_step(config, out)
-    data = _open_data(config, saved)
+    data = open_data(config, saved)
     with only_one(out):
         if resumable_step(config, out) != saved:
             raise ValueError(f"{out} was trained by another process meanwhile; start again.")
@@ -120,81 +119,6 @@ def _train(
         if settings.sample_every:
             tracker.show(settings.steps, out / "samples.png")
         tracker.close(True)
-
-
-def prepare_state(
-    config: Config, mesh: Mesh, out: Path, saved: int | None
-) -> tuple[TrainState, TrainState]:
-    """The initial state, restored or new, placed on the devices; and its shardings."""
-    optimizer = make_optimizer(config.train)
-
-    def init() -> TrainState:
-        return initial_state(build_unet(config.model, config.seed)[1], optimizer)
-
-    shapes = jax.eval_shape(partial(initial_state, optimizer=optimizer), unet_shapes(config.model))
-    shardings = state_shardings(shapes, mesh)
-    if saved is None:
-        return jax.jit(init, out_shardings=shardings)(), shardings
-
-    def on_devices(leaf: Any, place: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-
-    return restore_state(out, saved, jax.tree.map(on_devices, shapes, shardings)), shardings
-
-
-def prepare_step(config: Config, weights: np.ndarray | None, shardings: Any, *, flip: bool) -> Step:
-    """The train step of a configuration."""
-    settings = config.train
-    return make_train_step(
-        unet_apply(config.model, settings.dtype, settings.remat, to_train=True),
-        make_optimizer(settings),
-        config.diffusion.alpha_bar(),
-        seed=config.seed,
-        ema_decay=settings.ema_decay,
-        flip=flip,
-        kind=config.diffusion.prediction,
-        weights=weights,
-        num_classes=config.model.num_classes,
-        label_dropout=settings.label_dropout,
-        accumulate=settings.accumulate,
-        shardings=shardings,
-    )
-
-
-def device_batches(
-    config: Config, dataset: Dataset, mesh: Mesh, start: int
-) -> Iterator[tuple[Any, Any]]:
-    """(x_0, label or None) of every step from `start` on, sent to the devices two batches ahead."""
-    size, split = config.train.batch_size, batch_sharding(mesh)
-    local = batches(dataset, size, config.seed, start, process_rows(size))
-    stream = (
-        to_global((x_0, label if config.model.num_classes else None), split) for x_0, label in local
-    )
-    ahead = deque(islice(stream, 2))
-    while ahead:
-        yield ahead.popleft()
-        ahead.extend(islice(stream, 1))
-
-
-def _mesh(config: Config) -> Mesh:
-    part = config.train.batch_size // config.train.accumulate
-    return make_mesh(part, config.mesh.data, config.mesh.fsdp)
-
-
-def _open_data(config: Config, saved: int | None, prepare: bool = True) -> tuple[Dataset, Dataset]:
-    """The training images, checked against the run, and the images for the validation loss."""
-    dataset = load_dataset(config.data, config.model.image_shape(), prepare=prepare)
-    asked, there = config.model.num_classes, len(dataset.classes)
-    if asked and asked != there:
-        raise ValueError(
-            f"--model.num-classes is {asked}, and {dataset.name} has {there or 'no'} classes; "
-            f"use {f'{there}, or ' if there else ''}0 for an unconditional model."
-        )
-    if saved:
-        check_record(Path(config.out), dataset)
-    if not config.train.validate_images:
-        return dataset, dataset
-    return dataset, held_out_data(config, dataset, prepare=prepare)
 
 
 def _run(
@@ -288,8 +212,8 @@ def describe_run(config: Config, console: Console) -> None:
     """Print what `train` would train on what data, and refuse what it refuses."""
     config.check()
     require_tracker(config)
-    _mesh(config)
-    dataset, _ = _open_data(config, resumable_step(config, Path(config.out)), prepare=False)
+    run_mesh(config)
+    dataset, _ = open_data(config, resumable_step(config, Path(config.out)), prepare=False)
     console.print_json(to_json(dataclasses.asdict(config)))
     console.print(f"parameters: {count_parameters(unet_shapes(config.model)):,}")
     size, batch = f"{dataset.size:,}", (config.train.batch_size, *dataset.shape)
@@ -298,12 +222,3 @@ def describe_run(config: Config, console: Console) -> None:
         *about(dataset, mirrors(config.data.flip, dataset)),
         sep="\n",
     )
-
-
-def count_parameters(params: Any) -> int:
-    """The number of scalars in a pytree.
-
-    >>> count_parameters({"a": np.zeros((2, 3)), "b": [np.zeros(4)]})
-    10
-    """
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

@@ -1,6 +1,5 @@
 """ELBO, density of the ODE, and optimal τ, against exact Gaussians and exhaustive search."""
 
-import itertools
 import math
 
 import jax
@@ -25,9 +24,6 @@ from ddim_jax import (
     image_keys,
     kl_gaussian,
     linspace_timesteps,
-    mixture_oracle,
-    ode_log_likelihood,
-    optimal_timesteps,
     quadratic_timesteps,
     sigma_hat,
     stack_tables,
@@ -36,7 +32,6 @@ from ddim_jax import (
 )
 from ddim_jax.diffusion import likelihood
 from ddim_jax.diffusion.keys import noise_rows
-from ddim_jax.diffusion.timesteps import TIMESTEPS
 
 MEAN = np.array([0.3, -0.2, 0.1])
 COVARIANCE = np.array([[0.5, 0.2, 0.0], [0.2, 0.3, -0.1], [0.0, -0.1, 0.2]])
@@ -265,53 +260,6 @@ def test_refusals(alpha_bar):
     refused("give one key per image", keys=image_keys(0, [0, 1]))
     refused("-0.9, which is not one of 256 levels", x_0=np.array([[1.0, -1.0, -0.9]]), levels=256)
     refused("levels is 1", levels=1)
-    with pytest.raises(ValueError, match="trace is 'hutch'"):
-        ode_log_likelihood(denoise, x_0, alpha_bar, keys, trace="hutch")
-    for stride in (0, 3):
-        with pytest.raises(ValueError, match=f"stride is {stride}"):
-            ode_log_likelihood(denoise, x_0, alpha_bar, keys, stride=stride)
-
-
-@pytest.mark.parametrize("T", [1000, 999])
-def test_ode_has_the_exact_density_of_gaussian_data(T, alpha_bar, float64):
-    rng = np.random.default_rng(0)
-    vectors, _ = np.linalg.qr(rng.normal(size=(4, 4)))
-    covariance = (vectors * [0.05, 0.1, 0.4, 1.0]) @ vectors.T
-    x_0 = rng.multivariate_normal(np.zeros(4), covariance, 64)
-    bars = alpha_bar[: T + 1]
-    denoise, keys = gaussian_oracle(np.zeros(4), covariance, bars), image_keys(0, np.arange(64))
-    exact = scipy.stats.multivariate_normal(np.zeros(4), covariance).logpdf(x_0)
-
-    def error(**options):
-        compute = jax.jit(lambda x_0: ode_log_likelihood(denoise, x_0, bars, keys, **options))
-        return (compute(x_0) - exact) / (4 * math.log(2))
-
-    assert np.abs(error(trace="exact")).max() < 1e-3
-    if T == 1000:
-        estimated = error(stride=10)
-        assert estimated.std() > 0.01
-        assert abs(estimated.mean()) < 4 * estimated.std() / 8
-
-
-def test_ode_has_the_exact_density_of_a_mixture(alpha_bar, float64):
-    weights, means, std = [0.3, 0.7], [[-0.84], [0.36]], [0.3, 0.5]  # of mean 0, as x_T is
-    x_0 = np.linspace(-2, 2, 21)[:, None]
-    denoise = mixture_oracle(weights, means, std, alpha_bar)
-    found = ode_log_likelihood(denoise, x_0, alpha_bar, image_keys(0, np.arange(21)))
-    density = sum(
-        w * scipy.stats.norm(m[0], s).pdf(x_0[:, 0])
-        for w, m, s in zip(weights, means, std, strict=True)
-    )
-    np.testing.assert_allclose(found, np.log(density), atol=1e-3)
-
-
-def test_ode_of_zero_terminal_snr_ends_before_t(alpha_bar, float64):
-    bars = np.array(alpha_bar)
-    bars[-1] = 0
-    x_0 = np.array([[0.3]])
-    found = ode_log_likelihood(gaussian_oracle([0.0], [[0.5]], bars), x_0, bars, image_keys(0, [0]))
-    exact = scipy.stats.norm(0, math.sqrt(0.5)).logpdf(0.3)
-    assert found.item() == pytest.approx(exact, abs=1e-3)
 
 
 def test_bits_per_dim_of_a_uniform_density_is_8():
@@ -343,56 +291,3 @@ def test_costs_sum_to_the_expected_elbo(alpha_bar, expected_elbo):
         prior = kl_gaussian(np.sqrt(a) * X_0, (1 - a) * np.eye(3), np.zeros(3), np.eye(3))
         found = -expected_elbo(alpha_bar, table)
         assert total + prior == pytest.approx(found, rel=1e-6)
-
-
-@pytest.mark.parametrize("T", [1, 5, 14])
-def test_optimal_times_equal_exhaustive_search(T):
-    rng = np.random.default_rng(T)
-    cost = rng.exponential(size=(T + 1, T + 1))
-    cost[rng.random(cost.shape) < 0.05] = np.inf
-
-    def total(tau):
-        return sum(cost[s, t] for s, t in zip([0, *tau], tau, strict=False))
-
-    for S in range(1, T + 1):
-        every = [(*inner, T) for inner in itertools.combinations(range(1, T), S - 1)]
-        least = min(map(total, every))
-        if least == np.inf:
-            with pytest.raises(ValueError, match="infinite"):
-                optimal_timesteps(cost, S)
-        else:
-            tau = optimal_timesteps(cost, S)
-            assert len(tau) == S
-            assert total(tau) == least
-
-
-def test_optimal_times_cost_no_more_than_others(alpha_bar):
-    values = np.linalg.eigvalsh(COVARIANCE)
-    c = alpha_bar[1:, None] * values + 1 - alpha_bar[1:, None]
-    errors = np.concatenate([[0], ((1 - alpha_bar[1:, None]) * values / c).sum(1)])
-    cost = elbo_costs(alpha_bar, errors, 3)
-
-    def total(tau):
-        return cost[[0, *tau[:-1]], tau].sum()
-
-    best = total(optimal_timesteps(cost, 10))
-    rng = np.random.default_rng(0)
-    for _ in range(1000):
-        tau = np.append(np.sort(rng.choice(np.arange(1, 1000), 9, replace=False)), 1000)
-        assert total(tau) >= best
-    named = {name: total(choose(alpha_bar, 10)) for name, choose in TIMESTEPS.items()}
-    assert all(best <= cost for cost in named.values())
-    # As published: at few steps the gain over even spacing is large.
-    assert named["linspace"] - best > 5
-
-
-def test_costs_and_times_refuse_what_they_cannot_read(alpha_bar):
-    with pytest.raises(ValueError, match=r"cost has shape \(3, 2\)"):
-        optimal_timesteps(np.zeros((3, 2)), 1)
-    with pytest.raises(ValueError, match="cost has NaN"):
-        optimal_timesteps(np.full((3, 3), np.nan), 1)
-    with pytest.raises(ValueError, match="S is 3 reverse steps; choose 1 to T = 2"):
-        optimal_timesteps(np.zeros((3, 3)), 3)
-    with pytest.raises(ValueError, match="x_0_errors are"):
-        elbo_costs(alpha_bar, np.zeros(3), 1)
-    assert np.isposinf(elbo_costs(alpha_bar, np.zeros(1001), 1, eta(0.0))[1:]).all()

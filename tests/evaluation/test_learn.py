@@ -5,9 +5,7 @@ import json
 
 import jax
 import numpy as np
-import optax
 import pytest
-import scipy.optimize
 from rich.console import Console
 
 from ddim_jax import (
@@ -16,28 +14,22 @@ from ddim_jax import (
     dpm_solver_pp,
     eta,
     first_order,
-    linspace_timesteps,
     propagate_gaussian,
     sigma_hat,
     step_table,
     wasserstein2_gaussian,
 )
 from ddim_jax.diffusion.learned import learned_table, table_parameters
-from ddim_jax.diffusion.sigmas import custom
 from ddim_jax.diffusion.timesteps import TIMESTEPS
 from ddim_jax.evaluation.learn import Config, _descend
 from ddim_jax.evaluation.objectives import (
     Objective,
-    Setting,
     exact_loss,
-    feature_objective,
-    kernel_loss,
     minimise,
 )
 from ddim_jax.evaluation.samplers import load_sampler, sampler_cells, save_sampler
 from ddim_jax.evaluation.source import oracle_source
-from ddim_jax.features import Features, flat, pixels
-from ddim_jax.metrics import Spread, difference, kernel_distance
+from ddim_jax.metrics import Spread
 
 QUIET = Console(quiet=True)
 
@@ -93,65 +85,6 @@ def test_three_seeds_find_the_same(learned, gaussian):
             assert curve[-1] == pytest.approx(found, rel=0.01)
 
 
-def test_sigma_alone_is_as_good_as_scipys(gaussian):
-    base = step_table(gaussian.alpha_bar, [1, 200, 800], eta(0.5))
-    with jax.enable_x64(True):
-        loss = exact_loss(gaussian, "w2")
-        first = table_parameters(base, ["sigma"], 1)
-        _, curve = minimise(lambda p: loss(learned_table(base, p)), first, 0)
-    below = np.sqrt(1 - base.alpha_bar_s)
-
-    def independent(fractions):
-        sigma = below * np.append(np.clip(fractions, 0, 1), 0)
-        return sum(w2(gaussian, step_table(gaussian.alpha_bar, [1, 200, 800], custom(sigma))))
-
-    starts = itertools.product((0.1, 0.5, 0.9), repeat=2)
-    best = min(
-        scipy.optimize.minimize(
-            independent, start, method="L-BFGS-B", bounds=[(0, 1)] * 2,
-            options={"ftol": 1e-15, "gtol": 1e-10},
-        ).fun
-        for start in starts
-    )  # fmt: skip
-    assert curve[-1] == pytest.approx(best, rel=1e-6)
-
-
-def test_the_kernel_loss_is_the_kernel_distance():
-    rng = np.random.default_rng(0)
-    found, reference = (rng.normal(size=(n, 5)).astype(np.float32) for n in (7, 11))
-    exact = kernel_distance(reference, found)
-    assert float(kernel_loss(found, reference)) == pytest.approx(exact, rel=1e-5)
-
-
-@pytest.mark.parametrize("teacher", [False, True])
-def test_gradients_on_features_improve_what_is_held_out(teacher):
-    """On the mixture oracle, whose pixels are the features."""
-    source = oracle_source("mixture")
-    features = Features("pixels", pixels, {}, flat)
-    setting = Setting(source, features, 0, 0, (), 1.0, 64, 256)
-    start = step_table(source.alpha_bar, [1, 100, 400, 900], eta(0.0))
-    objective = feature_objective(setting, start, teacher)
-    parameters = table_parameters(start, ["correction"], 2)
-    adam = optax.adam(0.05)
-    state = adam.init(parameters)
-    for update in range(40):
-        _, gradient = objective.gradient(parameters, update)
-        steps, state = adam.update(gradient, state)
-        parameters = optax.apply_updates(parameters, steps)
-    before = objective.held_out(start, 256)
-    after = objective.held_out(learned_table(start, parameters), 256)
-    assert difference(after, before).high < 0
-    assert after.value < 0.9 * before.value
-
-
-def test_a_teachers_own_table_has_no_loss():
-    source = oracle_source("mixture")
-    setting = Setting(source, Features("pixels", pixels, {}, flat), 0, 0, (), 1.0, 16, 16)
-    table = step_table(source.alpha_bar, linspace_timesteps(1000, 100), eta(0.0))
-    objective = feature_objective(setting, table, True)
-    assert objective.held_out(table, 16).value == 0
-
-
 def test_an_interrupted_descent_ends_as_a_whole_one(alpha_bar, tmp_path):
     """And what it keeps is the best of the held-out losses, not the last."""
     base = step_table(alpha_bar, [1, 300, 900], eta(1.0))
@@ -177,7 +110,14 @@ def test_an_interrupted_descent_ends_as_a_whole_one(alpha_bar, tmp_path):
             seen = []
             try:
                 results.append(
-                    _descend(settings, Objective(gradient, held_out), base, first, "id", QUIET)
+                    _descend(
+                        settings,
+                        Objective(lambda base: gradient, held_out),
+                        base,
+                        first,
+                        "id",
+                        QUIET,
+                    )
                 )
             except KeyboardInterrupt:
                 assert stop is not None
@@ -201,7 +141,9 @@ def test_what_a_descent_finds_is_a_table_that_is_accepted(alpha_bar, tmp_path):
     settings = Config(out=tmp_path / "a.npz", updates=30, learning_rate=0.3)
     first = table_parameters(base, ["correction"], 3)
     falling = itertools.count(0, -1)
-    objective = Objective(gradient, lambda *_: Spread(next(falling), np.zeros(1), np.zeros(0)))
+    objective = Objective(
+        lambda base: gradient, lambda *_: Spread(next(falling), np.zeros(1), np.zeros(0))
+    )
     table, _ = _descend(settings, objective, base, first, "id", QUIET)
     assert np.abs(table.x_0_correction).max() > 0.1
     save_sampler(settings.out, table, {})
@@ -238,32 +180,6 @@ def test_a_network_learns_from_features(tiny_run, command, tmp_path):
     results = json.loads((tiny_run / "ablations" / "ladder" / "results.json").read_text())
     assert [cell["id"] for cell in results["cells"]] == ["eta=1 quadratic S=2", "two S=2"]
     assert "difference" in results["cells"][1]
-
-
-def test_files_and_names_of_samplers(alpha_bar, tmp_path):
-    table = step_table(alpha_bar, [1, 300, 900], eta(0.5), adams(2))
-    path = tmp_path / "mine.npz"
-    save_sampler(path, table, {"alpha_bar_t": table.alpha_bar_t})
-    again, named = sampler_cells(alpha_bar, [str(path), "eta=0.5 1,300,900 adams=2 S=3"])
-    assert again.name == "mine S=3"
-    for one, two, own in zip(again.table, named.table, table, strict=True):
-        np.testing.assert_array_equal(one, own)
-        np.testing.assert_array_equal(two, own)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda table: table._replace(sigma=[2.0, 0, 0]), "does not fit the model: row 0"),
-        (lambda table: table._replace(t=np.array([2000, 300, 1])), "does not fit the model"),
-        (lambda table: table._replace(x_0_correction=np.ones((3, 2))), "does not fit the model"),
-    ],
-)
-def test_tables_that_no_model_has(alpha_bar, tmp_path, change, message):
-    table = step_table(alpha_bar, [1, 300, 900], eta(0.5), adams(2))
-    save_sampler(tmp_path / "bad.npz", change(table), {})
-    with pytest.raises(ValueError, match=message):
-        load_sampler(tmp_path / "bad.npz", alpha_bar)
 
 
 @pytest.mark.parametrize(
@@ -306,11 +222,3 @@ def test_refusals(command, monkeypatch, tmp_path, arguments, message):
     assert status == 1
     assert message in errors
     assert "Traceback" not in errors
-
-
-def test_another_noise_schedule_is_refused(alpha_bar, tmp_path):
-    table = step_table(alpha_bar, [1, 300, 900], eta(0.5))
-    save_sampler(tmp_path / "a.npz", table, {"alpha_bar_t": table.alpha_bar_t})
-    other = alpha_bar**1.1
-    with pytest.raises(ValueError, match="made for another noise schedule"):
-        load_sampler(tmp_path / "a.npz", other)

@@ -21,7 +21,7 @@ from ddim_jax.training import (
     make_train_step,
     train,
 )
-from ddim_jax.training.loop import prepare_state, prepare_step
+from ddim_jax.training.prepare import prepare_state, prepare_step
 from tests.commands import metrics
 from tests.conftest import tiny_config
 
