@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Float64
 
 from .forward import per_image_sum
 from .keys import Keys, check_keys, noise_rows
-from .prediction import Denoise, as_denoiser, check_kind
+from .prediction import Denoise
 from .schedules import checked_alpha_bar
 from .types import Images, Integer, Numbers
 
@@ -54,7 +54,6 @@ def ode_log_likelihood(
     bars = bars[bars > 0]
     x_0, d = jnp.asarray(x_0), math.prod(x_0.shape[1:])
     check_keys(keys, x_0, "x_0")
-    check_kind(as_denoiser(denoise).kind, bars)
     probes = noise_rows(keys, 0, d).reshape(x_0.shape)
     probes = jnp.where(probes > 0, 1, -1).astype(x_0.dtype)
     divergence = _exact_trace if trace == "exact" else lambda f, y: _hutchinson(f, y, probes)

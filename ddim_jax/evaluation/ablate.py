@@ -19,11 +19,11 @@ from ..files import make_directory
 from ..images import save_rows
 from ..metrics import STATISTICS, Statistics
 from ..settings import IMAGES, MANY, at_least
+from .bits import elbo_metrics
 from .cells import Drawing, Drawn, draw_cells
 from .flags import DrawFlags, chosen_cells
 from .grid import Cell, concerns
 from .image_sets import ImageSet, check_recipe, check_shapes, open_images
-from .likelihood import elbo_metrics
 from .measure import change, differences, exact_labels, few_images, measure_cells, open_reference
 from .measure import entry as cell_entry
 from .paper import STEPS

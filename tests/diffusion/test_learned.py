@@ -43,7 +43,9 @@ def test_parameters_give_their_table(base):
     only = learned_table(base, table_parameters(base, ["correction"], 2))
     np.testing.assert_array_equal(only.sigma, base.sigma)
     np.testing.assert_array_equal(only.noise, base.noise)
-    tied = learned_table(base, table_parameters(base, ["sigma"], 1))
+    parameters = table_parameters(base, ["sigma"], 1)
+    tied = learned_table(base, parameters._replace(u=0.7 * parameters.u))
+    assert not np.any(tied.noise[:-1] == base.noise[:-1])
     np.testing.assert_array_equal(tied.noise[:-1], tied.sigma[:-1])
     assert tied.noise[-1] == base.noise[-1] == 0
     np.testing.assert_array_equal(tied.x_0_correction, base.x_0_correction)

@@ -92,6 +92,7 @@ def test_an_interrupted_descent_ends_as_a_whole_one(alpha_bar, tmp_path):
     goal = np.array([0.5, 1.0, 0.2])
 
     def gradient(parameters, update):
+        asked.append(update)
         if update == stop:
             raise KeyboardInterrupt
         error = np.asarray(parameters.u, np.float64) - goal + 0.1 * np.sin(update)
@@ -107,7 +108,7 @@ def test_an_interrupted_descent_ends_as_a_whole_one(alpha_bar, tmp_path):
     for out, stops in ((tmp_path / "a.npz", [None]), (tmp_path / "b.npz", [50, 51, None])):
         settings = Config(out=out, updates=100, learning_rate=0.05, num_images=8)
         for stop in stops:
-            seen = []
+            seen, asked = [], []
             try:
                 results.append(
                     _descend(
@@ -122,6 +123,7 @@ def test_an_interrupted_descent_ends_as_a_whole_one(alpha_bar, tmp_path):
             except KeyboardInterrupt:
                 assert stop is not None
         assert not out.with_suffix(".partial.npz").exists()
+    assert asked[0] == 40  # where the last one kept its state
     (whole, curve), (resumed, again) = results
     np.testing.assert_array_equal(whole.sigma, resumed.sigma)
     np.testing.assert_array_equal(curve["loss"], again["loss"])

@@ -14,9 +14,10 @@ from ddim_jax import analytic, ddpm, elbo, elbo_costs, eta, image_keys, optimal_
 from ddim_jax.diffusion.keys import Purpose
 from ddim_jax.diffusion.sigmas import Steps
 from ddim_jax.evaluation import estimates
+from ddim_jax.evaluation.bits import Split, dequantised, elbo_metrics, elbos, open_split
 from ddim_jax.evaluation.estimates import kept_estimates
 from ddim_jax.evaluation.grid import cells
-from ddim_jax.evaluation.likelihood import Split, _literature, elbo_metrics, elbos, open_split
+from ddim_jax.evaluation.likelihood import _literature
 from ddim_jax.evaluation.source import oracle_source, run_source
 
 QUIET = Console(quiet=True)
@@ -212,6 +213,15 @@ def test_the_elbo_is_a_metric_of_cells_with_noise(gaussian):
     found = metrics[1]
     assert found["value"] == pytest.approx(bits + math.log2(127.5), rel=1e-5)
     assert found["low"] < found["value"] < found["high"]
+
+
+def test_dequantised_images_fill_their_bins():
+    x_0 = np.tile(np.linspace(-1, 1, 256, dtype=np.float32)[:, None], (64, 1, 1))
+    noise = (np.asarray(dequantised(x_0, image_keys(0, np.arange(64)))) - x_0) * 127.5
+    assert -0.5001 < noise.min() < -0.499
+    assert 0.499 < noise.max() < 0.5001
+    assert abs(noise.mean()) < 0.01
+    assert abs(np.corrcoef(noise[0, :, 0], noise[1, :, 0])[0, 1]) < 0.3
 
 
 def test_published_numbers_stand_beside_the_same_setting():
