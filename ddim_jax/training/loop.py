@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -151,29 +151,27 @@ def _run(
                 pause = time.perf_counter() - start
             window.append(metrics)
             # The host reads from the device only when something is due; otherwise it runs ahead.
-            last = done == settings.steps
-            due = settings.evaluate_every > 0 and (last or done % settings.evaluate_every == 0)
-            log = last or due or done % settings.log_every == 0
-            halt = any_process(stop, log)
-            save = last or halt or done % settings.checkpoint_every == 0
-            if log or save:
+            due = _due(settings, done)
+            halt = any_process(stop, due.log)
+            save = due.save or halt
+            if due.log or save:
                 window = jax.device_get(window)
                 _check_losses(window, done, config, manager)
             start = time.perf_counter()
             # After a signal the state is saved first, and nothing else is done.
-            judged = {} if halt else judged_by(state.ema, save, due)
-            if due:  # a signal ends the judging
+            judged = {} if halt else judged_by(state.ema, save, due.quality)
+            if due.quality:  # a signal ends the judging
                 halt = any_process(stop, True)
                 save = save or halt
             pause += time.perf_counter() - start
-            if log:
+            if due.log:
                 report(done, window, pause, judged)
                 window, pause = [], 0.0
             start = time.perf_counter()
             if save:
                 save_checkpoint(manager, state, config, judged)
             halt = halt or any_process(stop, False)
-            if settings.sample_every and done % settings.sample_every == 0 and not halt:
+            if due.preview and not halt:
                 images = draw(state.ema, settings.sample_images)
                 path = out / "samples" / f"step_{done:07d}.png"
                 save_preview(images, path, console)
@@ -182,6 +180,30 @@ def _run(
             if halt and save:
                 break
     return state
+
+
+class Due(NamedTuple):
+    """What is done after a step, unless a signal came."""
+
+    quality: bool
+    log: bool
+    save: bool
+    preview: bool
+
+
+def _due(settings: TrainConfig, done: int) -> Due:
+    last = done == settings.steps
+
+    def every(steps: int) -> bool:
+        return steps > 0 and done % steps == 0
+
+    quality = settings.evaluate_every > 0 and (last or every(settings.evaluate_every))
+    return Due(
+        quality=quality,
+        log=last or quality or every(settings.log_every),
+        save=last or every(settings.checkpoint_every),
+        preview=every(settings.sample_every),
+    )
 
 
 def _place(settings: TrainConfig, images: int, done: int) -> Metrics:
