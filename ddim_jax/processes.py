@@ -40,20 +40,30 @@ def watch() -> None:
                     continue
                 return  # the service has ended, in an orderly way
             if not _ending.is_set():
+                _ending.set()
                 print(f"error: {reason}", file=sys.stderr)
+                if _index() == 0:  # the store ends with it
+                    _let_all_look()
                 _end(1)
 
     threading.Thread(target=look, daemon=True).start()
 
 
 def fail(reason: str, status: int) -> None:
-    """If there are other processes, let them end, and end this one without waiting for them."""
+    """If there are other processes, let them end, and end this one without a barrier."""
     if not several():
         return
     _ending.set()
     with contextlib.suppress(Exception):  # another one has failed before, or all are gone
         _client().key_value_set(_FAILED, f"process {_index()} {reason}")
+        _let_all_look()  # else some would report a lost connection
     _end(status)
+
+
+def stand_aside() -> None:
+    """If this process is ending since another one failed, say nothing of what follows from that."""
+    if _ending.is_set():
+        threading.Event().wait()
 
 
 def agree(settings: Any) -> None:
@@ -85,9 +95,11 @@ def _end(status: int) -> NoReturn:
     """End without the barrier at which JAX waits for the others."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if _index() == 0:  # the store ends with it: first all must have looked
-        time.sleep(3 * _POLL)
     os._exit(status)
+
+
+def _let_all_look() -> None:
+    time.sleep(3 * _POLL)
 
 
 def _index() -> int:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from .processes import fail, several
+from .processes import fail, several, stand_aside
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EPIPE, errno.EIO}
 
@@ -84,6 +84,7 @@ def _at_once(*_: Any) -> NoReturn:
 
 
 def _failed(text: str, status: int) -> int:
+    stand_aside()
     print(text, file=sys.stderr)
     fail(f"ended: {text.removeprefix('error: ')}", status)
     return status
@@ -92,6 +93,7 @@ def _failed(text: str, status: int) -> int:
 def _unexpected(error: BaseException) -> None:
     """Show a bug here if `fail` will end the process."""
     if several():
+        stand_aside()
         traceback.print_exception(error)
         fail(f"ended with {type(error).__name__}", 1)
 
@@ -141,10 +143,15 @@ def _raised_in(folders: tuple[Path, ...], error: BaseException) -> bool:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep freed memory, which saves a sixth of a training step on CPUs."""
-    trim_threshold, mmap_max, arena_max = -1, -4, -8  # malloc.h
+    """Let glibc keep blocks of up to 64 MiB, its limit, that a step frees and the next one needs.
+
+    With one heap for all threads (M_ARENA_MAX) it would keep larger ones, too, but steps would then
+    search among what the compiler left there, which costs more than that saves.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h
     # Another C library, or Windows, where a library needs a name.
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
-        for option, value in ((arena_max, 1), (mmap_max, 0), (trim_threshold, -1)):
-            mallopt(option, value)
+        mallopt(trim_threshold, -1)
+        if not mallopt(mmap_threshold, 2**30):
+            mallopt(mmap_threshold, 2**25)  # the most that glibc before 2.35 takes

@@ -43,9 +43,9 @@ def checkpoints(
 ) -> Iterator[ocp.CheckpointManager]:
     """The checkpoints of a run, for writing: the newest `keep` stay, and the lowest in `best_by`.
 
-    They are written in the background. A checkpoint gets its name only when it is complete;
-    incomplete ones of a killed process are removed. A failed write raises a ValueError that names
-    the newest complete checkpoint.
+    One process writes them in the background, several do not. A checkpoint gets its name only when
+    it is complete; incomplete ones of a killed process are removed. A failed write raises a
+    ValueError that names the newest complete checkpoint.
     """
 
     def judge(metrics: dict[str, float]) -> float:
@@ -57,6 +57,9 @@ def checkpoints(
         preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
         best_fn=judge,  # without it the metrics are not written
         cleanup_tmp_directories=True,
+        # In the background, a process whose disk is full waits for the others before it says so,
+        # and they wait for it.
+        enable_async_checkpointing=jax.process_count() == 1,
     )
     make_directory(_folder(directory), directory)  # else Orbax's threads would wait for ever
     manager = ocp.CheckpointManager(_folder(directory), options=options)
