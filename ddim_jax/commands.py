@@ -28,6 +28,7 @@ def _train() -> None:
     from .training.import_export import ExportConfig, ImportConfig, export_run, import_run
 
     arguments, console = sys.argv[1:], Console(soft_wrap=True, highlight=False, markup=False)
+    _refuse_empty(arguments)
     commands: dict[str, Callable[..., Any]] = {
         name: _training(f"Train on {_ABOUT[name]}.", config, console)
         for name, config in presets().items()
@@ -97,6 +98,7 @@ def _sample() -> None:
     from .processes import agree
 
     commands: dict[str, Any] = load_commands()
+    _refuse_empty(sys.argv[1:])
     check_arguments(sys.argv[1:])
     configs = {name: config for name, (config, _) in commands.items()}
     config = tyro.extras.subcommand_cli_from_dict(
@@ -105,6 +107,16 @@ def _sample() -> None:
     (execute,) = (execute for kind, execute in commands.values() if type(config) is kind)
     agree(config)
     execute(config, Console(soft_wrap=True, highlight=False, markup=False))
+
+
+def _refuse_empty(arguments: list[str]) -> None:
+    """Refuse a path that is empty, and would mean the working directory."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if not argument and not before.startswith("--"):
+            raise ValueError(
+                f"an argument after {before or 'the command'} is empty; give a path or a name "
+                "(is a variable of the shell not set?)."
+            )
 
 
 _SAMPLE = "Sample from a trained model, or measure it: `{} COMMAND RUN [--flags]`."

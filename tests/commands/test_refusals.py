@@ -42,6 +42,9 @@ TRAIN = [
     (["import", "{tmp}/broken/x.png", "{tmp}/run"], "x.png is not a PyTorch checkpoint of tensors"),
     (["import", "{tmp}/empty", "{tmp}/run"], "config.json cannot be read (No such file"),
     (["export", "{tmp}/empty", "{tmp}/folder"], "holds no checkpoint"),
+    (["export", "{run}", ""], "an argument after {run} is empty; give a path or a name"),
+    (["import", "", "{tmp}/run"], "an argument after import is empty"),
+    ([""], "an argument after the command is empty"),
     (
         ["export", "{run}", "{tmp}/broken/x.png"],
         "x.png cannot be made (File exists); choose another place",
@@ -52,6 +55,7 @@ TRAIN = [
     ),
 ]
 SAMPLE = [
+    ([""], "an argument after generate is empty; give a path or a name"),
     (["{run}", "--out", ""], "--out is empty; give a path"),
     (["{run}", "--out="], "--out is empty; give a path"),
     (["{run}", "--sigma", "eta=-0.5"], "eta is -0.5; it must be ≥ 0"),
