@@ -119,24 +119,32 @@ def class_index(label: str, classes: tuple[str, ...], num_classes: int) -> int:
     )
 
 
-def save_record(run: Path, dataset: Dataset) -> None:
+def save_record(run: Path, dataset: Dataset, held_out: Dataset | None = None) -> None:
     """Write what a run remembers of its data, RUN/data.json."""
-    record = {
-        "name": dataset.name,
-        "images": dataset.size,
-        "fingerprint": dataset.fingerprint,
-        "classes": dataset.classes,
-    }
+    record = _facts(dataset) | {"classes": dataset.classes}
+    if held_out:
+        record["held out"] = _facts(held_out)
     write(run / "data.json", to_json(record, indent=2) + "\n")
 
 
-def check_record(run: Path, dataset: Dataset) -> None:
-    """Raise a ValueError if the data are not those that a run began with."""
+def check_record(run: Path, dataset: Dataset, held_out: Dataset | None = None) -> None:
+    """Raise a ValueError if the data, or those held out, are not those that a run began with."""
     record = _record(run)
+    kept = record.get("held out")
+    _compare(run, "data", record, dataset)
+    if held_out and isinstance(kept, dict):
+        _compare(run, "data held out for the validation loss", kept, held_out)
+
+
+def _facts(dataset: Dataset) -> dict[str, Any]:
+    return {"name": dataset.name, "images": dataset.size, "fingerprint": dataset.fingerprint}
+
+
+def _compare(run: Path, what: str, record: dict[str, Any], dataset: Dataset) -> None:
     before, now = record.get("fingerprint"), dataset.fingerprint
     if before and now and before != now:
         raise ValueError(
-            f"the data changed since {run} began: {record.get('images')} images then, "
+            f"the {what} changed since {run} began: {record.get('images')} images then, "
             f"{dataset.size} in {dataset.name} now, and the names, sizes or contents differ; "
             f"restore them, use another --out, or remove {run / 'data.json'} to go on with these."
         )

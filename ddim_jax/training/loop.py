@@ -8,6 +8,7 @@ one that was never stopped. Every process of a job runs this: all write checkpoi
 writes everything else and prints.
 """
 
+import contextlib
 import dataclasses
 import shlex
 import threading
@@ -33,7 +34,7 @@ from ..processes import agree
 from ..runtime import program
 from .checkpoint import checkpoints, latest_step, save_checkpoint, seal
 from .directory import only_one, open_directory, resumable_step
-from .halt import any_process, exploded, stop_signals
+from .halt import Stopped, any_process, exploded, stop_signals
 from .journal import Metrics, journal
 from .prepare import (
     count_parameters,
@@ -88,7 +89,7 @@ def _train(
     if saved is not None:
         rate = float(learning_rate(settings)(saved))
         console.print(f"{out} resumes from step {saved} with a learning rate of {rate:.3g}")
-    open_directory(config, dataset, saved or 0)
+    open_directory(config, dataset, held_out, saved or 0)
     flip = mirrors(config.data.flip, dataset)
     step, draw = prepare_step(config, weights, shardings, flip=flip), make_draw(config)
     validate = None
@@ -149,8 +150,10 @@ def _run(
             state, metrics = step(state, *batch)
             if done == first:  # the call returns once it is compiled; it runs in the background
                 pause = time.perf_counter() - start
+            # The host is one step ahead of the devices: enough that they never wait for it, and
+            # few enough steps to wait for after a signal.
+            jax.block_until_ready(window[-1:])
             window.append(metrics)
-            # The host reads from the device only when something is due; otherwise it runs ahead.
             due = _due(settings, done)
             halt = any_process(stop, due.log)
             save = due.save or halt
@@ -160,7 +163,7 @@ def _run(
             start = time.perf_counter()
             # After a signal the state is saved first, and nothing else is done.
             judged = {} if halt else judged_by(state.ema, save, due.quality)
-            if due.quality:  # a signal ends the judging
+            if due.quality or save:  # a signal ends the judging
                 halt = any_process(stop, True)
                 save = save or halt
             pause += time.perf_counter() - start
@@ -172,10 +175,10 @@ def _run(
                 save_checkpoint(manager, state, config, judged)
             halt = halt or any_process(stop, False)
             if due.preview and not halt:
-                images = draw(state.ema, settings.sample_images)
                 path = out / "samples" / f"step_{done:07d}.png"
-                save_preview(images, path, console)
-                tracker.show(done, path)
+                with contextlib.suppress(Stopped):
+                    save_preview(draw(state.ema, settings.sample_images, stop), path, console)
+                    tracker.show(done, path)
             pause += time.perf_counter() - start
             if halt and save:
                 break

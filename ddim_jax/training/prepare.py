@@ -84,7 +84,7 @@ def run_mesh(config: Config) -> Mesh:
 
 
 def open_data(config: Config, saved: int | None, prepare: bool = True) -> tuple[Dataset, Dataset]:
-    """The training images, checked against the run, and the images for the validation loss."""
+    """The training images and those for the validation loss, checked against the run."""
     dataset = load_dataset(config.data, config.model.image_shape(), prepare=prepare)
     asked, there = config.model.num_classes, len(dataset.classes)
     if asked and asked != there:
@@ -92,11 +92,12 @@ def open_data(config: Config, saved: int | None, prepare: bool = True) -> tuple[
             f"--model.num-classes is {asked}, and {dataset.name} has {there or 'no'} classes; "
             f"use {f'{there}, or ' if there else ''}0 for an unconditional model."
         )
+    held_out = dataset
+    if config.train.validate_images:
+        held_out = held_out_data(config, dataset, prepare=prepare)
     if saved:
-        check_record(Path(config.out), dataset)
-    if not config.train.validate_images:
-        return dataset, dataset
-    return dataset, held_out_data(config, dataset, prepare=prepare)
+        check_record(Path(config.out), dataset, held_out)
+    return dataset, held_out
 
 
 def count_parameters(params: Any) -> int:

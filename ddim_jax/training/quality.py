@@ -78,17 +78,22 @@ def make_quality(config: Config, dataset: Dataset, draw: Draw) -> Quality | None
 
 
 def judge(
-    validate: Callable[[Any], float] | None,
+    validate: Callable[..., float] | None,
     quality: Quality | None,
     stop: Stop,
     params: Any,
     saved: bool,
     due: bool,
 ) -> Metrics:
-    """The validation loss of weights that are saved; their Fréchet distance if it is due."""
-    judged = {"validation_loss": validate(params)} if validate and saved else {}
-    if quality and due:
-        with contextlib.suppress(Stopped):
+    """The validation loss of weights that are saved; their Fréchet distance if it is due.
+
+    After a signal, what is known so far.
+    """
+    judged: Metrics = {}
+    with contextlib.suppress(Stopped):
+        if validate and saved:
+            judged["validation_loss"] = validate(params, stop)
+        if quality and due:
             judged[quality.name] = quality.measure(params, stop)
     return judged
 

@@ -13,6 +13,7 @@ from ..devices import batch_sharding, process_rows, to_global
 from ..diffusion.keys import Purpose, purpose_key
 from ..diffusion.objective import draw_examples, prediction_loss
 from ..images import to_unit_range
+from .halt import Stop, awaited
 
 
 def make_validation(
@@ -22,10 +23,10 @@ def make_validation(
     weights: np.ndarray,
     held_out: Dataset,
     mesh: Mesh,
-) -> Callable[[Any], float]:
-    """validate(params) → the training loss, without dropout, as the exact mean over `held_out`.
+) -> Callable[..., float]:
+    """validate(params, stop) → the training loss, without dropout, as the mean over `held_out`.
 
-    The noise is always the same. It is compiled on the first call.
+    The noise is always the same. It is compiled on the first call. After a signal: Stopped.
     """
     size = config.train.batch_size // config.train.accumulate
     count = min(config.train.validate_images, held_out.size)
@@ -40,8 +41,8 @@ def make_validation(
         examples = examples._replace(weight=examples.weight * counts)
         return prediction_loss(apply, params, examples) * size
 
-    def validate(params: Any) -> float:
-        totals = []
+    def validate(params: Any, stop: Stop | None = None) -> float:
+        totals: list[jax.Array] = []
         for i in range(-(-count // size)):
             # The last batch is filled up with images that do not count.
             indices = np.arange(i * size, (i + 1) * size)[rows]
@@ -51,6 +52,8 @@ def make_validation(
             if config.model.num_classes and held_out.label:
                 label = held_out.label(indices % count)
             totals.append(total(params, *to_global((x_0, counts, label), split), np.uint32(i)))
+            awaited(totals[-2:-1], stop)  # the devices compute this part; the host reads the next
+        awaited(totals, stop)
         return float(np.sum(jax.device_get(totals), dtype=np.float64) / count)
 
     return validate

@@ -52,7 +52,7 @@ def received():
 def test_after_a_signal_the_state_is_saved_and_nothing_else_is_done(tmp_path, monkeypatch):
     """Validation and previews take minutes on a large model; a scheduler kills after 30 seconds."""
     judged, drawn = [], []
-    monkeypatch.setattr(loop, "make_validation", lambda *_: lambda _: judged.append(1) or 1.0)
+    monkeypatch.setattr(loop, "make_validation", lambda *_: lambda *_: judged.append(1) or 1.0)
     monkeypatch.setattr(loop, "make_draw", lambda _: lambda *_: drawn.append(1))
     monkeypatch.setattr(loop, "save_preview", lambda *_: None)
     often = {"checkpoint_every": 2, "sample_every": 1, "validate_images": 4}

@@ -212,6 +212,14 @@ def test_a_run_notices_that_its_folder_changed(tmp_path):
     put(root / "cat" / "9.png")
     with pytest.raises(ValueError, match=r"3 images then, 4 in .* now.*remove .*data.json"):
         check_record(run, load(root))
+    (root / "cat" / "9.png").unlink()
+    dataset = load(root)
+    for held_out in (None, dataset._replace(fingerprint="another", size=7)):
+        check_record(run, dataset, held_out)  # a run that remembers no held-out images
+    save_record(run, dataset, dataset)
+    check_record(run, dataset)
+    with pytest.raises(ValueError, match=r"held out for the validation loss changed.*3 .*, 7 in"):
+        check_record(run, dataset, held_out)
 
 
 def test_what_was_decoded_is_kept_until_a_file_changes(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """`train` against its parts, put together by hand."""
 
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from ddim_jax.training import (
     make_train_step,
     train,
 )
+from ddim_jax.training.halt import refuse_to_go_on
 from ddim_jax.training.prepare import prepare_state, prepare_step
 from tests.commands import metrics
 from tests.conftest import tiny_config
@@ -32,7 +34,9 @@ def test_training_is_the_step_over_the_batches(tmp_path, monkeypatch):
     settings = {"loss_weight": "min-snr", "min_snr_gamma": 3.0, "ema_decay": 0.2}
     settings |= {"label_dropout": 0.5, "clip_norm": 0.1, "sample_images": 1, "validate_images": 1}
     judged = []
-    monkeypatch.setattr(loop, "make_validation", lambda *_: lambda ema: judged.append(ema) or 1.0)
+    monkeypatch.setattr(
+        loop, "make_validation", lambda *_: lambda ema, _: judged.append(ema) or 1.0
+    )
     config = tiny_config(presets()["digits"], tmp_path / "run", **settings)
     model = replace(config.model, num_classes=10, zero_init=False)
     config = replace(
@@ -81,3 +85,57 @@ def test_a_new_run_compiles_its_step_once(tmp_path):
     after, _ = jax.eval_shape(step, state, np.zeros((16, 8, 8, 1), np.float32))
     for before, later in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
         assert (before.dtype, before.weak_type) == (later.dtype, later.weak_type)
+
+
+class Watched:
+    """A number on the devices that writes down that it was waited for."""
+
+    def __init__(self, value, name, events):
+        self.value, self.name, self.events = value, name, events
+
+    def block_until_ready(self):
+        self.events.append(("waited", self.name))
+        return self
+
+    def __array__(self, *_, **__):
+        return np.asarray(self.value)
+
+
+def test_a_signal_is_followed_by_no_queue_of_steps_and_no_preview(tmp_path, monkeypatch):
+    """One step is queued behind the one that is computed; a preview that is drawn is left."""
+    events = []
+
+    def scripted_step(*_, **__):
+        def step(state, *_):
+            n = int(state.step) + 1
+            events.append(("called", n))
+            return state._replace(step=np.int32(n)), {"loss": Watched(1.0, n, events)}
+
+        return step
+
+    def scripted_draw(_):
+        def draw(_, count, stop):
+            events.append(("drawn", count))
+            signal.raise_signal(signal.SIGTERM)
+            refuse_to_go_on(stop)
+
+        return draw
+
+    monkeypatch.setattr(loop, "prepare_step", scripted_step)
+    monkeypatch.setattr(loop, "make_draw", scripted_draw)
+    config = tiny_config(
+        presets()["digits"], tmp_path, steps=99, log_every=90, sample_every=5, sample_images=3,
+        checkpoint_every=90,
+    )  # fmt: skip
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        train(config, Console(quiet=True))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    queued = [("called", 1)]
+    for n in (2, 3, 4, 5):
+        queued += [("called", n), ("waited", n - 1)]
+    assert events[: len(queued) + 1] == [*queued, ("drawn", 3)]
+    assert [event for event in events if event[0] == "called"][5:] == [("called", 6)]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["6"]
+    assert not (tmp_path / "samples").exists()

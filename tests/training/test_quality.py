@@ -83,7 +83,7 @@ def scripted(distances, then=None):
 def test_the_best_checkpoint_is_the_best_by_what_was_asked(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "make_quality", scripted([3.0, 1.0, 2.0, 5.0]))
     losses = iter([4.0, 3.0, 0.5, 2.0])
-    monkeypatch.setattr(loop, "make_validation", lambda *_: lambda _: next(losses))
+    monkeypatch.setattr(loop, "make_validation", lambda *_: lambda *_: next(losses))
     config = config_of(
         tmp_path, steps=8, keep_checkpoints=1, keep_best="frechet", validate_images=4
     )

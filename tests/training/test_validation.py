@@ -1,3 +1,4 @@
+import threading
 from dataclasses import replace
 
 import jax
@@ -12,6 +13,7 @@ from ddim_jax.data.dataset import in_memory
 from ddim_jax.devices import make_mesh
 from ddim_jax.diffusion.keys import Purpose, purpose_key
 from ddim_jax.diffusion.objective import draw_examples, loss_weights
+from ddim_jax.training.halt import Stopped
 from ddim_jax.training.validation import held_out_data, make_validation
 
 
@@ -37,6 +39,11 @@ def test_every_image_counts_once_and_the_noise_is_always_the_same(alpha_bar):
     validate = make_validation(config, network, alpha_bar, weights, data, make_mesh(16))
     loss = validate(jnp.float32(1.0))
     assert loss == validate(jnp.float32(1.0)) != validate(jnp.float32(0.5))
+    stop = threading.Event()
+    assert validate(jnp.float32(1.0), stop) == loss
+    stop.set()
+    with pytest.raises(Stopped):
+        validate(jnp.float32(1.0), stop)
     expected = []
     for batch in range(2):
         indices = (batch * 16 + np.arange(16)) % 20
