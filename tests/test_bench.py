@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
@@ -129,10 +130,12 @@ def test_short_measurements_are_warm_and_long_ones_are_not_repeated(monkeypatch)
 
 @pytest.mark.slow
 def test_the_page_has_every_measure(call, tmp_path, monkeypatch):
-    """With a tiny network; without what starts processes or only compiles."""
+    """With a tiny network; without what starts processes or only compiles, and one train step."""
     monkeypatch.setattr(bench, "presets", lambda: {"digits": tiny()})
     monkeypatch.setattr("bench.sampler.STEPS", 5)
     monkeypatch.setattr("bench.scaling.jax.device_count", lambda: 2)  # of the suite's 8
+    for module in ("scaling", "training"):  # networks has the real one
+        monkeypatch.setattr(f"bench.{module}.prepare_step", lambda *_, **__: jax.jit(no_step))
     for name in ("start", "grid", "sampler_memory", "training_memory"):
         monkeypatch.setattr(bench, f"bench_{name}", lambda *_, name=name: [Row(name, 1.0, "s")])
     monkeypatch.setattr(peak, "in_child", lambda *_: {"host": 2**20, "device": 2**21})
@@ -152,6 +155,10 @@ def test_the_page_has_every_measure(call, tmp_path, monkeypatch):
         assert words in text, words
     measures = json.loads(out.read_text())["measures"]
     assert all(row["value"] > 0 for rows in measures.values() for row in rows)
+
+
+def no_step(state, x_0, _=None):
+    return state, {"loss": x_0.sum()}
 
 
 def tiny():

@@ -157,7 +157,7 @@ def without_times(values):
 
 
 @pytest.mark.slow
-def test_an_interrupted_ablation_ends_as_a_whole_one(tiny_run, command, tmp_path):
+def test_an_interrupted_ablation_ends_as_a_whole_one(tiny_run, command, tmp_path, request):
     one = tmp_path / "one"
     shutil.copytree(tiny_run, one)
     status, out, err = command("sample", "ablate", one, *ARGUMENTS)
@@ -198,6 +198,7 @@ def test_an_interrupted_ablation_ends_as_a_whole_one(tiny_run, command, tmp_path
         assert (report / name).read_bytes() == before[name]
 
     # What was measured serves another baseline.
+    request.getfixturevalue("without_figures")
     status, out, _ = command(
         "sample", "ablate", one, *ARGUMENTS, "--baseline", "sigma-hat quadratic S=2",
         "--likelihood", "6",

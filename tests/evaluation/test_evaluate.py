@@ -113,7 +113,9 @@ def test_inception_statistics_of_both_families(command, pictures, weights, tmp_p
 
 
 @pytest.mark.slow
-def test_table_1_of_the_paper_on_a_stand_in(command, tiny_run, weights, tmp_path, monkeypatch):
+def test_table_1_of_the_paper_on_a_stand_in(
+    command, tiny_run, weights, tmp_path, monkeypatch, without_figures
+):
     path, sha256 = weights
     reference = tmp_path / "reference.npz"
     images = np.random.default_rng(1).integers(0, 256, (9, 8, 8, 1), np.uint8)

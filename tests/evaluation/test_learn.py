@@ -155,7 +155,7 @@ def test_what_a_descent_finds_is_a_table_that_is_accepted(alpha_bar, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_network_learns_from_features(tiny_run, command, tmp_path):
+def test_a_network_learns_from_features(tiny_run, command, tmp_path, without_figures):
     """The loss falls on noise that was trained on, and the sampler draws and is ablated."""
     out = tmp_path / "two.npz"
     assert command("sample", "classifier", tiny_run, "--epochs", 1)[0] == 0
