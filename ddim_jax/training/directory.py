@@ -94,7 +94,7 @@ def _flips(data: DataConfig) -> bool | None:
     return default if data.flip is None or default is False else data.flip
 
 
-def open_directory(config: Config, dataset: Dataset, held_out: Dataset, start: int) -> None:
+def open_directory(config: Config, dataset: Dataset, held_out: Dataset | None, start: int) -> None:
     """Make the run directory, write the configuration, and drop what will be logged again."""
     out = Path(config.out)
     if jax.process_index():
@@ -102,7 +102,7 @@ def open_directory(config: Config, dataset: Dataset, held_out: Dataset, start: i
     try:
         (out / "checkpoints").mkdir(parents=True, exist_ok=True)
         save_config(config, out / "config.json")
-        save_record(out, dataset, held_out if config.train.validate_images else None)
+        save_record(out, dataset, held_out)
         keep_metrics(out / "metrics.jsonl", start)
     except OSError as error:
         problem = f"{error.filename} cannot be written ({error.strerror})"

@@ -76,7 +76,7 @@ def train(config: Config, console: Console) -> None:
 
 
 def _train(
-    config: Config, mesh: Mesh, saved: int | None, dataset: Dataset, held_out: Dataset,
+    config: Config, mesh: Mesh, saved: int | None, dataset: Dataset, held_out: Dataset | None,
     console: Console,
 ) -> None:  # fmt: skip
     out, settings = Path(config.out), config.train
@@ -93,7 +93,7 @@ def _train(
     flip = mirrors(config.data.flip, dataset)
     step, draw = prepare_step(config, weights, shardings, flip=flip), make_draw(config)
     validate = None
-    if settings.validate_images:
+    if held_out:
         validate = make_validation(config, apply, alpha_bar, weights, held_out, mesh)
     quality = make_quality(config, dataset, draw)
     console.print(

@@ -83,8 +83,13 @@ def run_mesh(config: Config) -> Mesh:
     return make_mesh(part, config.mesh.data, config.mesh.fsdp)
 
 
-def open_data(config: Config, saved: int | None, prepare: bool = True) -> tuple[Dataset, Dataset]:
-    """The training images and those for the validation loss, checked against the run."""
+def open_data(
+    config: Config, saved: int | None, prepare: bool = True
+) -> tuple[Dataset, Dataset | None]:
+    """The training images and, if it is asked for, those of the validation loss.
+
+    They are checked against the run.
+    """
     dataset = load_dataset(config.data, config.model.image_shape(), prepare=prepare)
     asked, there = config.model.num_classes, len(dataset.classes)
     if asked and asked != there:
@@ -92,9 +97,8 @@ def open_data(config: Config, saved: int | None, prepare: bool = True) -> tuple[
             f"--model.num-classes is {asked}, and {dataset.name} has {there or 'no'} classes; "
             f"use {f'{there}, or ' if there else ''}0 for an unconditional model."
         )
-    held_out = dataset
-    if config.train.validate_images:
-        held_out = held_out_data(config, dataset, prepare=prepare)
+    asked_for = config.train.validate_images > 0
+    held_out = held_out_data(config, dataset, prepare=prepare) if asked_for else None
     if saved:
         check_record(Path(config.out), dataset, held_out)
     return dataset, held_out

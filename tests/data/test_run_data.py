@@ -60,6 +60,10 @@ def test_digits_that_changed_are_refused_and_those_that_did_not_are_not(
     for fingerprint, status in ((digits.fingerprint, 0), ("another", 1), ("", 0)):
         save_record(run, digits._replace(fingerprint=fingerprint))
         assert command("train", *flags)[0] == status
+    save_record(run, digits, digits._replace(fingerprint="another"))
+    assert command("train", *flags)[0] == 0  # nothing is held out
+    status, _, err = command("train", *flags, "--train.validate-images", 4)
+    assert (status, "held out for the validation loss changed" in err) == (1, True)
     (run / "data.json").write_text("not JSON")
     status, _, err = command("train", *flags)
     assert (status, err.count("\n"), "data.json is not JSON" in err) == (1, 1, True)
