@@ -128,6 +128,8 @@ def test_a_file_that_is_no_configuration(tmp_path):
         ),
         ("train", {"steps": 2**31}, "it must be 1 or more, up to 2,147,483,647"),  # of int32
         ("model", {"channels": 10**9}, "--model.channels is 1000000000"),
+        ("model", {"image_size": 4098}, "--model.image-size is 4098; it must be at most 4096"),
+        ("model", {"num_classes": 10**6 + 1}, "--model.num-classes is 1000001; it must be 0 to 1"),
         ("train", {"batch_size": 0}, "--train.batch-size is 0; it must be 1 or more"),
         ("train", {"learning_rate": 0.0}, "--train.learning-rate is 0.0"),
         ("train", {"learning_rate": float("nan")}, "--train.learning-rate is nan"),

@@ -39,6 +39,8 @@ def test_a_run_says_and_saves_its_classes_and_refuses_other_data(tmp_path, comma
     assert "2 classes: cat, dog\n" in out
     assert "images are not mirrored (--data.flip True mirrors them)\n" in out
     assert run_classes(run) == ("cat", "dog")
+    record = json.loads((run / "data.json").read_text())
+    assert record["held out"] == {name: record[name] for name in ("name", "images", "fingerprint")}
     assert load_config(run / "config.json").data.flip is None
     (root / "cat" / "c.png").rename(root / "dog" / "c.png")
     monkeypatch.setattr(loop, "resumable_step", lambda *_: 1)

@@ -13,6 +13,7 @@ from ddim_jax.data.dataset import in_memory
 from ddim_jax.devices import make_mesh
 from ddim_jax.diffusion.keys import Purpose, purpose_key
 from ddim_jax.diffusion.objective import draw_examples, loss_weights
+from ddim_jax.training import validation
 from ddim_jax.training.halt import Stopped
 from ddim_jax.training.validation import held_out_data, make_validation
 
@@ -32,15 +33,18 @@ def levels(values):
     return in_memory("levels", images, (8, 8, 1), None, [], ())
 
 
-def test_every_image_counts_once_and_the_noise_is_always_the_same(alpha_bar):
+def test_every_image_counts_once_and_the_noise_is_always_the_same(alpha_bar, monkeypatch):
     """20 images in batches of 16: the mean of each image's own error, with the noise of its row."""
     config, data = config_of(20), levels(range(0, 240, 12))
     weights = loss_weights(alpha_bar, "epsilon", "min-snr")
     validate = make_validation(config, network, alpha_bar, weights, data, make_mesh(16))
     loss = validate(jnp.float32(1.0))
     assert loss == validate(jnp.float32(1.0)) != validate(jnp.float32(0.5))
-    stop = threading.Event()
+    stop, awaited = threading.Event(), []
+    monkeypatch.setattr(validation, "awaited", lambda parts, _: awaited.append(len(parts)))
     assert validate(jnp.float32(1.0), stop) == loss
+    assert awaited == [0, 1, 2]  # all parts in the end, each but the last while the next is read
+    monkeypatch.undo()
     stop.set()
     with pytest.raises(Stopped):
         validate(jnp.float32(1.0), stop)
