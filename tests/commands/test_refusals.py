@@ -116,6 +116,11 @@ def test_a_mistake_is_one_sentence(name, arguments, sentence, tmp_path, command,
     assert (tree(tmp_path), tree(tiny_run)) == before
 
 
+def test_an_empty_value_of_a_flag_is_a_value(command, tmp_path):
+    status, _, err = command("train", "--dry-run", "--out", tmp_path, "--data.archive", "")
+    assert (status, err) == (0, "")
+
+
 def test_a_flag_that_does_not_exist(command):
     status, out, err = command("train", "--train.stepz", "3")
     assert status == 2
