@@ -1,5 +1,6 @@
 """Images between uint8 and [−1, 1], and as tiles in a PNG or a GIF."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from .files import whole
+from .files import whole, write
 
 _TILE = 48  # smallest size of a tile in pixels, so that an 8×8 digit is readable
 _GAP = 2
@@ -75,9 +76,15 @@ def save_grid(images: UInt8[np.ndarray, "B H W C"], path: Path) -> None:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure of matplotlib as PNG, the same bytes for the same figure."""
-    with whole(path) as partial:
-        figure.savefig(partial, format="png", dpi=144, metadata={"Software": None})
+    """Write a figure of matplotlib as PNG."""
+    write(path, figure_png(figure))
+
+
+def figure_png(figure: Any) -> bytes:
+    """A figure of matplotlib as PNG, the same bytes for the same figure."""
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=144, metadata={"Software": None})
+    return out.getvalue()
 
 
 def save_rows(

@@ -143,10 +143,10 @@ def _raised_in(folders: tuple[Path, ...], error: BaseException) -> bool:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep blocks of up to 64 MiB, its limit, that a step frees and the next one needs.
+    """Let glibc keep the blocks that a step frees and the next one needs, up to its 64 MiB.
 
-    With one heap for all threads (M_ARENA_MAX) it would keep larger ones, too, but steps would then
-    search among what the compiler left there, which costs more than that saves.
+    With one heap for all threads (M_ARENA_MAX) it would keep larger ones, too, but the buffers of a
+    step would then lie among what the compiler left, which costs more than that saves.
     """
     trim_threshold, mmap_threshold = -1, -3  # malloc.h
     # Another C library, or Windows, where a library needs a name.

@@ -3,7 +3,6 @@
 Metrics against S; the solvers of each σ; σ, noise and the solver's multiples by step; x̂_0's drift.
 """
 
-import io
 import itertools
 import textwrap
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..images import figure_png
 from .tables import short_labels
 
 Cell = dict[str, Any]
@@ -78,16 +78,10 @@ def draw_figures(results: dict[str, Any], grid: Grid) -> dict[str, tuple[str, by
         "drift": _drift_figure(grid),
     }
     return {
-        name: (captions[name].format(metric=results["metrics"][key]), _png(figure))
+        name: (captions[name].format(metric=results["metrics"][key]), figure_png(figure))
         for name, figure in figures.items()
         if figure is not None
     }
-
-
-def _png(figure: Figure) -> bytes:
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=144, metadata={"Software": None})
-    return out.getvalue()
 
 
 def _finite(values: Any) -> np.ndarray:

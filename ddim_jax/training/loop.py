@@ -163,7 +163,7 @@ def _run(
             start = time.perf_counter()
             # After a signal the state is saved first, and nothing else is done.
             judged = {} if halt else judged_by(state.ema, save, due.quality)
-            if due.quality or save:  # a signal ends the judging
+            if due.quality:  # a signal ends the judging
                 halt = any_process(stop, True)
                 save = save or halt
             pause += time.perf_counter() - start

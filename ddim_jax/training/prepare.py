@@ -97,8 +97,9 @@ def open_data(
             f"--model.num-classes is {asked}, and {dataset.name} has {there or 'no'} classes; "
             f"use {f'{there}, or ' if there else ''}0 for an unconditional model."
         )
-    asked_for = config.train.validate_images > 0
-    held_out = held_out_data(config, dataset, prepare=prepare) if asked_for else None
+    held_out = None
+    if config.train.validate_images:
+        held_out = held_out_data(config, dataset, prepare=prepare)
     if saved:
         check_record(Path(config.out), dataset, held_out)
     return dataset, held_out

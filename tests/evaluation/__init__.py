@@ -5,6 +5,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 
+from ddim_jax import propagate_gaussian, wasserstein2_gaussian
 from ddim_jax.config import presets
 from ddim_jax.model import build_unet
 from ddim_jax.training import initial_state, make_optimizer
@@ -36,3 +37,9 @@ def write_odd_run(out, **train):
     with checkpoints(out, keep=1) as manager:
         save_checkpoint(manager, initial_state(params, make_optimizer(config.train)), config)
     return out
+
+
+def w2(source, table):
+    """The two parts of the squared 2-Wasserstein distance of what a table draws to the data."""
+    output = propagate_gaussian(*source.moments, source.alpha_bar, table)
+    return wasserstein2_gaussian(*output, *source.moments)

@@ -1,9 +1,16 @@
-"""What the tests of the report and of its page share."""
+"""What the tests of the commands share."""
 
 import pytest
 
 from ddim_jax.evaluation.report import write_report
+from ddim_jax.evaluation.source import oracle_source
 from tests.evaluation.example import example
+
+
+@pytest.fixture(scope="session")
+def gaussian():
+    """The oracle of Gaussian data, whose outputs are known exactly."""
+    return oracle_source("gaussian")
 
 
 @pytest.fixture(scope="module")

@@ -20,11 +20,6 @@ from tests.evaluation.example import REPORT
 TABLE_1 = ("eta=0", "eta=0.2", "eta=0.5", "eta=1", "hat")
 
 
-@pytest.fixture(scope="module")
-def gaussian():
-    return oracle_source("gaussian")
-
-
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -14,10 +14,8 @@ from ddim_jax import (
     dpm_solver_pp,
     eta,
     first_order,
-    propagate_gaussian,
     sigma_hat,
     step_table,
-    wasserstein2_gaussian,
 )
 from ddim_jax.diffusion.learned import learned_table, table_parameters
 from ddim_jax.diffusion.timesteps import TIMESTEPS
@@ -30,18 +28,9 @@ from ddim_jax.evaluation.objectives import (
 from ddim_jax.evaluation.samplers import load_sampler, sampler_cells, save_sampler
 from ddim_jax.evaluation.source import oracle_source
 from ddim_jax.metrics import Spread
+from tests.evaluation import w2
 
 QUIET = Console(quiet=True)
-
-
-@pytest.fixture(scope="module")
-def gaussian():
-    return oracle_source("gaussian")
-
-
-def w2(source, table):
-    output = propagate_gaussian(*source.moments, source.alpha_bar, table)
-    return wasserstein2_gaussian(*output, *source.moments)
 
 
 @pytest.fixture(scope="module")

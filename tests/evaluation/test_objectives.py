@@ -11,9 +11,7 @@ import scipy.optimize
 from ddim_jax import (
     eta,
     linspace_timesteps,
-    propagate_gaussian,
     step_table,
-    wasserstein2_gaussian,
 )
 from ddim_jax.diffusion.learned import learned_table, table_parameters
 from ddim_jax.diffusion.sigmas import custom
@@ -27,16 +25,7 @@ from ddim_jax.evaluation.objectives import (
 from ddim_jax.evaluation.source import oracle_source
 from ddim_jax.features import Features, flat, pixels
 from ddim_jax.metrics import difference, kernel_distance
-
-
-@pytest.fixture(scope="module")
-def gaussian():
-    return oracle_source("gaussian")
-
-
-def w2(source, table):
-    output = propagate_gaussian(*source.moments, source.alpha_bar, table)
-    return wasserstein2_gaussian(*output, *source.moments)
+from tests.evaluation import w2
 
 
 def test_the_kernel_loss_is_the_kernel_distance():
