@@ -1,5 +1,6 @@
 """Images per second of a network (forward, sampling, training) and the time to compile it."""
 
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from .peer import Peer
 from .rounds import Row, in_turn, matmul_rate, median_ratio, seconds
 
 STEPS = 10  # S of the samples
+TOLERANCE = 1e-3  # of the largest value, between the sides
 SAMPLING = f"sampling, S={STEPS}"
 Sides = dict[str, Callable[[], float]]
 
@@ -30,7 +32,8 @@ Sides = dict[str, Callable[[], float]]
 def bench_network(config: Config, rounds: int, ask: Peer | None) -> list[Row]:
     """A network with random weights, in --train.dtype; with a peer, both do the same work in turn.
 
-    RuntimeError, before anything is timed, if the peer's images or gradients differ from ours.
+    RuntimeError, before anything is timed, if the peer's images differ from ours. If only its
+    gradient does, training is not compared.
     """
     config = without_zeros(config)
     model, dtype = config.model, config.train.dtype
@@ -83,6 +86,8 @@ def bench_network(config: Config, rounds: int, ask: Peer | None) -> list[Row]:
         achieved = flops / size * row.value
         rows.append(Row(row.measure, achieved / 1e9, "GFLOP/s"))
         rows.append(Row(f"{row.measure} ÷ {dtype} matrix products", achieved / peak, ""))
+    if theirs and "training" not in theirs:
+        rows[2] = rows[2]._replace(measure="training (the peer's gradient differs)")
     return rows + sampler_rows + step_rows
 
 
@@ -113,11 +118,16 @@ def peer_sides(
     folder: Path,
     ask: Peer,
 ) -> Sides:
-    """The peer's work, after checking that its images and its gradient equal ours."""
+    """The peer's work that is right: its images equal ours, and for training its gradient."""
     data = load_peer(config, params, x_T, t, folder, ask)[0]
     file = folder / "images.npy"
     ask("sample", file=data, steps=STEPS, out=file)
-    _check_equal("images", images, np.load(file).transpose(0, 2, 3, 1))
+    difference = _difference(images, np.load(file).transpose(0, 2, 3, 1))
+    if not difference < TOLERANCE:
+        raise RuntimeError(
+            f"images: we and diffusers differ by {difference:.1e} of the largest value; "
+            "nothing was timed."
+        )
 
     # The gradient of an ε-MSE in the first convolution, to which all layers contribute.
     apply = unet_apply(config.model, to_train=True)
@@ -128,12 +138,17 @@ def peer_sides(
     gradient = np.asarray(jax.jit(jax.grad(loss))(params)["conv_in"]["kernel"])
     file = folder / "gradient.npy"
     ask("gradient", file=data, out=file)
-    _check_equal("gradient", gradient, np.load(file).transpose(2, 3, 1, 0))
-    return {
+    sides: Sides = {
         "forward": lambda: ask("forward", file=data, count=calls)["seconds"],
         SAMPLING: lambda: ask("sample", file=data, steps=STEPS)["seconds"],
-        "training": lambda: ask("train", file=data, steps=calls)["seconds"],
     }
+    difference = _difference(gradient, np.load(file).transpose(2, 3, 1, 0))
+    if difference < TOLERANCE:
+        sides["training"] = lambda: ask("train", file=data, steps=calls)["seconds"]
+    else:  # torch.compile has computed wrong ones
+        message = f"gradient: we and diffusers differ by {difference:.1e} of the largest value"
+        print(f"{message}; training is not compared.", file=sys.stderr)
+    return sides
 
 
 def load_peer(
@@ -146,13 +161,8 @@ def load_peer(
     return data, ask("load", folder=folder / "weights").get("process", 0)
 
 
-def _check_equal(what: str, ours: np.ndarray, theirs: np.ndarray) -> None:
-    difference = np.abs(ours - theirs).max() / np.abs(theirs).max()
-    if not difference < 1e-3:
-        raise RuntimeError(
-            f"{what}: we and diffusers differ by {difference:.1e} of the largest value; "
-            "nothing was timed."
-        )
+def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
 def _compile(name: str, make: Callable[[], Any], *arguments: Any) -> tuple[Any, float, list[Row]]:

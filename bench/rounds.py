@@ -42,15 +42,13 @@ def in_turn(rounds: int, *sides: Callable[[], float]) -> list[list[float]]:
 
 
 def _warm(side: Callable[[], float]) -> float:
-    """The mean of calls that last LEAST together, after one that finds caches and threads cold.
+    """The mean of calls that last LEAST together, after one that is not counted.
 
-    A single call that lasts as long is its own warm-up.
+    That one finds caches and threads cold, and in a virtual machine its new pages cost several
+    times as much after the other side gave its own back.
     """
-    start = time.perf_counter()
-    first, values = side(), list[float]()
-    if time.perf_counter() - start >= LEAST:
-        return first
-    start = time.perf_counter()
+    side()
+    start, values = time.perf_counter(), list[float]()
     while not values or time.perf_counter() - start < LEAST:
         values.append(side())
     return statistics.fmean(values)

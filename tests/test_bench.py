@@ -105,7 +105,7 @@ def test_a_peak_stays_when_the_memory_is_free_again():
     assert peak_bytes() == peak_bytes("self") >= before > 2**20
 
 
-def test_short_measurements_are_warm_and_long_ones_are_not_repeated(monkeypatch):
+def test_measurements_are_warm_and_last_long_enough(monkeypatch):
     monkeypatch.setattr("bench.rounds.LEAST", 0.5)
     clock, calls = [0.0], {"short": 0, "long": 0}
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
@@ -124,8 +124,8 @@ def test_short_measurements_are_warm_and_long_ones_are_not_repeated(monkeypatch)
     short, long = in_turn(3, side("short", 0.125), side("long", 4.0))
     np.testing.assert_allclose(short, 0.125)
     assert calls["short"] == 1 + 3 * (1 + 4)
-    assert len(long) == 3
-    assert calls["long"] == 1 + 3
+    np.testing.assert_allclose(long, 4.0)
+    assert calls["long"] == 1 + 3 * 2
 
 
 @pytest.mark.slow
@@ -169,16 +169,24 @@ def tiny():
     return replace(config, model=model, train=replace(config.train, batch_size=1))
 
 
-def test_a_peer_with_other_images_is_not_timed(tmp_path):
-    asked, config = [], tiny()
+@pytest.mark.parametrize("wrong", ["images", "gradient"])
+def test_a_peer_with_other_results_is_not_timed(tmp_path, capsys, wrong):
+    config = tiny()
     params, x_T = build_unet(config.model, 0)[1], np.ones((1, 8, 8, 1), np.float32)
 
     def ask(call, **arguments):
-        asked.append(call)
-        if "out" in arguments:
+        if call == "sample":
             np.save(arguments["out"], np.ones((1, 1, 8, 8), np.float32))
+        if call == "gradient":
+            np.save(arguments["out"], np.ones((4, 1, 3, 3), np.float32))
         return {"seconds": 1.0}
 
-    with pytest.raises(RuntimeError, match=r"images: we and .* differ by .* nothing was timed"):
-        peer_sides(config, params, x_T, np.ones(1, np.int32), 2 * x_T, 1, tmp_path, ask)
-    assert asked == ["load", "sample"]
+    def sides(images):
+        return peer_sides(config, params, x_T, np.ones(1, np.int32), images, 1, tmp_path, ask)
+
+    if wrong == "images":
+        with pytest.raises(RuntimeError, match=r"images: we and .* differ by .* nothing was timed"):
+            sides(2 * x_T)
+    else:
+        assert list(sides(x_T)) == ["forward", SAMPLING]
+        assert "training is not compared" in capsys.readouterr().err
