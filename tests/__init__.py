@@ -1,5 +1,6 @@
 """Settings of every process of the suite: 8 simulated CPU devices, programs quick to compile."""
 
+import gc
 import os
 import tempfile
 
@@ -19,6 +20,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 import jax
 from jax._src import compiler
 
+gc.set_threshold(20_000, 20, 100)  # as the commands do
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
