@@ -83,6 +83,11 @@ def inception_file(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
     """A run directory at step 3: weights far from zero, so that its images are not mere noise."""
+    return save_tiny_run(tmp_path_factory.mktemp("runs") / "tiny")
+
+
+def save_tiny_run(out, num_steps=1000):
+    """Write such a run, with T = num_steps."""
     from ddim_jax.config import presets, save_config
     from ddim_jax.model import build_unet
     from ddim_jax.training import initial_state, make_optimizer
@@ -91,8 +96,8 @@ def tiny_run(tmp_path_factory):
     def fill(leaf):
         return leaf + 0.05 * np.sin(np.arange(leaf.size, dtype=np.float32)).reshape(leaf.shape)
 
-    out = tmp_path_factory.mktemp("runs") / "tiny"
     config = tiny_config(presets()["digits"], out)
+    config = replace(config, diffusion=replace(config.diffusion, num_steps=num_steps))
     params = jax.tree.map(fill, build_unet(config.model, config.seed)[1])
     state = initial_state(params, make_optimizer(config.train))
     with checkpoints(out, keep=1) as manager:

@@ -34,21 +34,29 @@ def test_links_lead_to_files(page):
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-def commands():
-    """Every train.py and sample.py in the pages, as (page, command line)."""
-    for page in PAGES:
-        text = re.sub("^# ", "", page.read_text(), flags=re.MULTILINE)
-        blocks = re.findall(r"^```sh\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-        inline = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
-        for line in [*"\n".join(blocks).splitlines(), *inline]:
-            found = re.search(
-                r"(?:python (?:train|sample)\.py|ddim-(?:train|sample))(?= ) .*", line
-            )
-            if found and not re.search(r"[…\[]|COMMAND|--flags", found[0].split("#")[0]):
-                yield pytest.param(found[0], id=f"{page.name}: {found[0]}")
+def commands(page):
+    """Every command line of train.py and sample.py in a page."""
+    text = re.sub("^# ", "", page.read_text(), flags=re.MULTILINE)
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    inline = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
+    for line in [*"\n".join(blocks).splitlines(), *inline]:
+        found = re.search(r"(?:python (?:train|sample)\.py|ddim-(?:train|sample))(?= ) .*", line)
+        if found and not re.search(r"[…\[]|COMMAND|--flags", found[0].split("#")[0]):
+            yield found[0]
 
 
-@pytest.mark.parametrize("line", list(commands()))
+def name_and_arguments(line):
+    """train or sample, and the rest of the command line."""
+    name, *arguments = shlex.split(line, comments=True)
+    if name == "python":
+        name, *arguments = arguments
+    return re.sub(r"ddim-|\.py", "", name), arguments
+
+
+LINES = [pytest.param(line, id=f"{page.name}: {line}") for page in PAGES for line in commands(page)]
+
+
+@pytest.mark.parametrize("line", LINES)
 def test_commands_parse(line, command, monkeypatch, tmp_path):
     """Every flag exists and takes the values that a page gives it."""
     from ddim_jax import evaluation, training
@@ -63,10 +71,7 @@ def test_commands_parse(line, command, monkeypatch, tmp_path):
     for module, name in [(training, "train"), (training, "describe_run"),
                          (import_export, "import_run"), (import_export, "export_run")]:  # fmt: skip
         monkeypatch.setattr(module, name, lambda *asked: done.append(asked))
-    name, *arguments = shlex.split(line, comments=True)
-    if name == "python":
-        name, *arguments = arguments
-    name = re.sub(r"ddim-|\.py", "", name)
+    name, arguments = name_and_arguments(line)
     monkeypatch.chdir(tmp_path)
     save_config(presets()["digits"], tmp_path / "RUN" / "config.json")
     status, _, err = command(name, *arguments)
