@@ -28,8 +28,11 @@ def load(peer: dict[str, Any], folder: str) -> dict[str, Any]:
     """Load the network from a folder that save_diffusers wrote."""
     torch.manual_seed(0)
     model = UNet2DModel.from_pretrained(folder)
-    torch.compiler.reset()  # else the next network's shapes would be compiled as variables
-    peer["model"] = torch.compile(model, dynamic=False) if "compiled" in sys.argv else model
+    if "compiled" in sys.argv:
+        # Else PyTorch would compile the next network's shapes as variables, and in the end no more.
+        torch.compiler.reset()
+        model = torch.compile(model, dynamic=False)
+    peer["model"] = model
     peer["optimizer"] = None
     return {
         "parameters": sum(leaf.numel() for leaf in peer["model"].parameters()),

@@ -86,8 +86,6 @@ def bench_network(config: Config, rounds: int, ask: Peer | None) -> list[Row]:
         achieved = flops / size * row.value
         rows.append(Row(row.measure, achieved / 1e9, "GFLOP/s"))
         rows.append(Row(f"{row.measure} ÷ {dtype} matrix products", achieved / peak, ""))
-    if theirs and "training" not in theirs:
-        rows[2] = rows[2]._replace(measure="training (the peer's gradient differs)")
     return rows + sampler_rows + step_rows
 
 

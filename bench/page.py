@@ -19,7 +19,8 @@ _ABOUT = {
 }
 _NETWORK = (
     "Images per second of the network alone, of sampling and of training; and the share of what "
-    "large matrix products of the same type reach here. Random weights, made-up images."
+    "large matrix products of the same type reach here. Random weights, made-up images. Training "
+    "is not compared with a peer whose gradient differs from ours."
 )
 
 

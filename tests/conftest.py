@@ -87,7 +87,7 @@ def tiny_run(tmp_path_factory):
 
 
 def save_tiny_run(out, num_steps=1000):
-    """Write such a run, with T = num_steps."""
+    """Write the run of `tiny_run`, with T = num_steps."""
     from ddim_jax.config import presets, save_config
     from ddim_jax.model import build_unet
     from ddim_jax.training import initial_state, make_optimizer

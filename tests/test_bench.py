@@ -5,17 +5,18 @@ import json
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from bench import __main__ as bench
 from bench import peak
 from bench.machine import machine, peak_bytes, processor
-from bench.networks import SAMPLING, peer_sides
+from bench.networks import SAMPLING, peer_sides, without_zeros
 from bench.peer import diffusers_peer
 from bench.rounds import Row, in_turn
 from ddim_jax.config import UNetConfig, presets
-from ddim_jax.model import build_unet
+from ddim_jax.model import build_unet, unet_apply
 from ddim_jax.training.prepare import prepare_step
 
 
@@ -172,24 +173,34 @@ def tiny():
     return replace(config, model=model, train=replace(config.train, batch_size=1))
 
 
-@pytest.mark.parametrize("wrong", ["images", "gradient"])
-def test_a_peer_with_other_results_is_not_timed(tmp_path, capsys, wrong):
-    config = tiny()
-    params, x_T = build_unet(config.model, 0)[1], np.ones((1, 8, 8, 1), np.float32)
+def test_a_peer_with_other_results_is_not_timed(tmp_path, capsys):
+    config = without_zeros(tiny())
+    apply, params = unet_apply(config.model), build_unet(config.model, 0)[1]
+    rng = np.random.default_rng(0)
+    x_T = rng.normal(size=(2, 8, 8, 1)).astype(np.float32)
+    t, asked = np.array([3, 500], np.int32), []
+
+    def loss(params):
+        return jnp.mean((apply(params, jnp.asarray(x_T), jnp.asarray(t)) - x_T[::-1]) ** 2)
+
+    kernel = jax.grad(loss)(params)["conv_in"]["kernel"].transpose(3, 2, 0, 1)  # as PyTorch's
+    theirs = {"sample": x_T.transpose(0, 3, 1, 2), "gradient": kernel}
 
     def ask(call, **arguments):
-        if call == "sample":
-            np.save(arguments["out"], np.ones((1, 1, 8, 8), np.float32))
-        if call == "gradient":
-            np.save(arguments["out"], np.ones((4, 1, 3, 3), np.float32))
+        asked.append(call)
+        if call in theirs:
+            np.save(arguments["out"], theirs[call])
         return {"seconds": 1.0}
 
-    def sides(images):
-        return peer_sides(config, params, x_T, np.ones(1, np.int32), images, 1, tmp_path, ask)
+    def sides():
+        return peer_sides(config, params, x_T, t, x_T, 1, tmp_path, ask)
 
-    if wrong == "images":
-        with pytest.raises(RuntimeError, match=r"images: we and .* differ by .* nothing was timed"):
-            sides(2 * x_T)
-    else:
-        assert list(sides(x_T)) == ["forward", SAMPLING]
-        assert "training is not compared" in capsys.readouterr().err
+    assert list(sides()) == ["forward", SAMPLING, "training"]
+    theirs["gradient"] = kernel.at[0].multiply(1.01)
+    assert list(sides()) == ["forward", SAMPLING]
+    assert "training is not compared" in capsys.readouterr().err
+    theirs["sample"] = theirs["sample"] * 1.01
+    asked.clear()
+    with pytest.raises(RuntimeError, match=r"images: we and .* differ by .* nothing was timed"):
+        sides()
+    assert asked == ["load", "sample"]

@@ -3,9 +3,9 @@
 Not in the default run: `pytest -m pages`.
 """
 
-import shlex
 import shutil
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,23 +21,30 @@ from tests.model.test_variants import folder
 from tests.model.torch_writer import fake_torch, write_zip
 from tests.test_docs import PAGES, commands, name_and_arguments, python_blocks
 
-SMALL = {
+# What is written after a command line that has the word; the last value of a flag counts.
+AFTER = {
     "generate": "--num-images 8 --batch-size 8",
     "ablate": "--num-images 8 --batch-size 8",
     "evaluate": "--num-images 8 --batch-size 8",
-    "reconstruct": "--num-images 8 --batch-size 8 --steps 2 3",
-    "interpolate": "--rows 2 --columns 3 --batch-size 8 --steps 2",
-    "trajectory": "--num-images 2 --batch-size 8 --steps 2",
+    "reconstruct": "--num-images 8 --batch-size 8",
+    "interpolate": "--rows 2 --columns 3 --batch-size 8",
+    "trajectory": "--num-images 2 --batch-size 8",
     "classifier": "--epochs 1",
     "likelihood": "--num-images 4 --batch-size 4",
-    "learn": "--updates 3 --steps 2 --num-images 8 --batch-size 8",
-    "import": "--image-size 16 --groups 8",  # which a file does not say
-    "export": "",
-    "train": "--train.steps 2 --train.warmup-steps 1 --train.batch-size 8 --train.sample-steps 2 "
-    "--train.sample-images 4 --train.validate-images 4 "
-    "--model.channels 4 --model.groups 2 --model.multipliers 1 --model.blocks 1 "
-    "--model.attention-resolutions",
+    "learn": "--updates 3 --num-images 8 --batch-size 8",
+    "train.py": "--train.steps 2 --train.warmup-steps 1 --train.batch-size 8 "
+    "--train.sample-steps 2 --train.sample-images 4 --train.validate-images 4 "
+    "--train.evaluate-images 0 --model.channels 4 --model.groups 2 --model.multipliers 1 "
+    "--model.blocks 1 --model.attention-resolutions",
+    "ema_cifar10.ckpt": "--image-size 16 --groups 8",  # which a file does not say
+    "--train.evaluate-every": "--train.evaluate-every 1 --train.evaluate-images 8",
+    "--likelihood": "--likelihood 4",
+    "--stride": "--stride 500",
+    "/tmp/once": "--out once",
+    "--features": "--inception-sha256 HASH",
+    "table1": "--inception-sha256 HASH --against REFERENCE --sigma eta=0 hat",
 }
+STEPS = {"generate": "2", "learn": "2", "ablate": "2 3", "likelihood": "2 3", "reconstruct": "2 3"}
 
 
 @pytest.fixture(scope="module")
@@ -63,32 +70,18 @@ def place(tmp_path_factory, inception_file):
     return here
 
 
-def smaller(name, arguments, place):
-    """The arguments with those that make the command quick; the last value of a flag counts."""
-    if {"--help", "RUN/config.json"} & {*arguments}:
+def smaller(name, arguments):
+    """The arguments and those that make the command quick."""
+    words = {*arguments}
+    if {"--help", "RUN/config.json"} & words:
         return arguments
-    kind = arguments[0] if name == "sample" or arguments[0] in SMALL else "train"
-    more = shlex.split(SMALL[kind])
-    if kind == "train":
-        judged = "--train.evaluate-every" in arguments
-        more += f"--train.evaluate-images {8 * judged} --train.evaluate-every {+judged}".split()
-    if kind == "import" and arguments[1] != "ema_cifar10.ckpt":
-        more = []
-    if kind in ("ablate", "likelihood") and not {"--sampler", "--ode"} & {*arguments}:
-        more += ["--steps", "2", "3"]
-    if kind in ("generate", "evaluate") and "--steps" in arguments:
-        more += ["--steps", "2"]
-    for given, instead in {
-        "--likelihood": ("--likelihood", "4"),
-        "--stride": ("--stride", "500"),
-        "/tmp/once": ("--out", "once"),
-    }.items():
-        more += instead if given in arguments else ()
-    if {"inception", "table1"} & {*arguments}:
-        more += ["--inception-sha256", file_sha256(place / "rule.pth")]
-    if "table1" in arguments:
-        more += ["--against", "REFERENCE", "--sigma", "eta=0", "hat"]
-    return [*arguments, *more]
+    if name == "train" and not {"import", "export"} & words:
+        words.add("train.py")
+    more = [flags for word, flags in AFTER.items() if word in words]
+    if arguments[0] in STEPS and not {"--sampler", "--ode"} & words:  # which have S of their own
+        more.append(f"--steps {STEPS[arguments[0]]}")
+    sha256 = file_sha256(Path("rule.pth"))
+    return [*arguments, *" ".join(more).replace("HASH", sha256).split()]
 
 
 @pytest.mark.slow
@@ -108,5 +101,5 @@ def test_commands_run(page, place, command, monkeypatch, tmp_path):
         written = "published" if arguments[0] == "import" else preset
         if name == "train" and not {"export", "RUN/config.json"} & {*arguments}:
             shutil.rmtree(f"runs/{written}", ignore_errors=True)
-        status, _, err = command(name, *smaller(name, arguments, place))
+        status, _, err = command(name, *smaller(name, arguments))
         assert (line, status, err) == (line, 0, "")
