@@ -29,9 +29,9 @@ def pytest_cmdline_main(config):
         option.numprocesses, option.dist = min(os.cpu_count() or 1, 4), "worksteal"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def optimised():
-    """The programs of a module compiled as users' are."""
+    """Programs compiled as users' are: for a claim on bits, or on the rounding of a network."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)

@@ -32,8 +32,6 @@ from ddim_jax.sampler import (
 
 SHAPE = (2, 2, 1)
 
-pytestmark = pytest.mark.usefixtures("optimised")
-
 
 def network(params, x, t, *, label=None):
     """ε̂ that is another multiple of x for each label; no label is label 9."""
@@ -70,6 +68,7 @@ def draw(alpha_bar, table, sampler):
     return images
 
 
+@pytest.mark.usefixtures("optimised")
 def test_it_is_the_sampler_of_floor_1(alpha_bar, table, draw):
     keys = image_keys(3, range(6))
     denoise = denoiser(network, 0.7, alpha_bar)

@@ -5,10 +5,9 @@ import pytest
 
 from tests.commands import draw
 
-pytestmark = pytest.mark.usefixtures("optimised")
-
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 def test_an_image_does_not_depend_on_what_else_is_drawn(noisy_run, command, tmp_path):
     eleven, _ = draw(
         command, noisy_run, tmp_path, "--num-images", 11, "--batch-size", 8, "--sigma", "eta=1"

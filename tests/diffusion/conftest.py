@@ -2,11 +2,6 @@ import numpy as np
 import pytest
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _optimised(optimised):
-    """Tolerances of a few roundings hold for what users run."""
-
-
 @pytest.fixture(scope="session")
 def gaussian():
     """A mean of (2, 2, 1) images, and a covariance with correlations and one null direction."""

@@ -47,6 +47,7 @@ def test_keys_made_inside_a_compiled_program_are_those_made_outside(wide):
     assert len(traces) == 1
 
 
+@pytest.mark.usefixtures("optimised")
 def test_the_noise_of_an_image_is_its_own():
     """Bit for bit: alone, in batches of 7 and 64, at another place, and over 1, 2 and 8 devices."""
     alone = np.asarray(jax.jit(lambda keys: initial_noise(keys, SHAPE))(image_keys(9, [42])))[0]

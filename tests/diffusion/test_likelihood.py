@@ -160,6 +160,7 @@ def test_sampled_elbo_agrees_within_its_error(alpha_bar):
     assert np.all(terms.steps.std(0) > 0)
 
 
+@pytest.mark.usefixtures("optimised")
 def test_theorem_1(alpha_bar, float64):
     """J_σ − L_γ is the same for two networks, and so for every draw: γ is that of J_σ."""
     table = step_table(alpha_bar, quadratic_timesteps(1000, 5), final_noise(eta(0.7), 0.1))

@@ -37,6 +37,7 @@ def network(params, x, t):
     return 0.3 * x + jnp.tanh(y) + 0.1 * jnp.sin(t / 100).reshape(-1, 1, 1, 1)
 
 
+@pytest.mark.usefixtures("optimised")
 def test_a_grid_of_5_sigmas_and_5_S_is_one_compilation_and_equals_its_cells(alpha_bar):
     traces = []
 

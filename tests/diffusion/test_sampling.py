@@ -67,6 +67,7 @@ def paper(alpha_bar, tau, sigma, noise, keys):
     return x, path
 
 
+@pytest.mark.usefixtures("optimised")
 def test_the_sampler_against_a_float64_loop_with_one_compilation(run, alpha_bar):
     sampler, traces = run
     rng = np.random.default_rng(0)
@@ -154,6 +155,7 @@ def test_noise_that_is_given_equals_noise_that_is_drawn(alpha_bar, schedule):
     assert np.abs(other - alone).max() > 0.01
 
 
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("schedule", [eta(0.0), eta(1.0), sigma_hat()])
 def test_padding_changes_no_bits(alpha_bar, schedule):
     """Neither of the images nor of the trajectory, which padding lengthens by the image itself."""

@@ -17,8 +17,6 @@ from ddim_jax.model.diffusers_scheduler import schedule_of_diffusers
 from tests.model.published import CONFIG, DIFFUSERS, HINTS, OFFICIAL, diffusers_folder, weights
 from tests.model.torch_writer import write_legacy, write_zip
 
-pytestmark = pytest.mark.usefixtures("optimised")
-
 
 @pytest.fixture(scope="module")
 def epsilon():

@@ -19,8 +19,6 @@ SMALL = UNetConfig(
 
 FLAT = replace(SMALL, multipliers=(1,), attention_resolutions=())  # compiles sooner
 
-pytestmark = pytest.mark.usefixtures("optimised")
-
 
 def count(params):
     return sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -46,6 +44,7 @@ def put(params, name, weight):
     params[leaf] = jnp.asarray(value)
 
 
+@pytest.mark.usefixtures("optimised")
 def test_agrees_with_the_official_network_for_its_weights():
     params = jax.eval_shape(lambda: build_unet(CONFIG, 0)[1])
     tensors = weights(OFFICIAL)
