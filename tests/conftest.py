@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jaxtyping
@@ -70,6 +71,27 @@ def command():
     return call
 
 
+def count_steps(*_, **__):
+    """In place of a run's `prepare_step`: steps that are counted, and change nothing else."""
+
+    def step(state, *_):
+        return state._replace(step=state.step + 1), dict.fromkeys(("loss", "grad_norm"), 1.0)
+
+    return step
+
+
+@pytest.fixture
+def counted_steps(monkeypatch):
+    """Training of which only what is around its steps is real."""
+    monkeypatch.setattr("ddim_jax.training.loop.prepare_step", count_steps)
+
+
+@pytest.fixture
+def without_figures(monkeypatch):
+    """Reports without figures, where these are not tested: they take seconds."""
+    monkeypatch.setattr("ddim_jax.evaluation.report.draw_figures", lambda *_: {})
+
+
 @pytest.fixture(scope="session")
 def inception_file(tmp_path_factory):
     """A stand-in for Inception's weights."""
@@ -99,7 +121,7 @@ def save_tiny_run(out, num_steps=1000):
     config = tiny_config(presets()["digits"], out)
     config = replace(config, diffusion=replace(config.diffusion, num_steps=num_steps))
     params = jax.tree.map(fill, build_unet(config.model, config.seed)[1])
-    state = initial_state(params, make_optimizer(config.train))
+    state = jax.jit(partial(initial_state, optimizer=make_optimizer(config.train)))(params)
     with checkpoints(out, keep=1) as manager:
         save_checkpoint(manager, state._replace(step=np.int32(3)), config)
     save_config(config, out / "config.json")
@@ -119,6 +141,7 @@ def tiny_config(config, out, **settings):
     train = {
         "steps": 3,
         "warmup_steps": 1,
+        "decay": "constant",  # a step is the same program for any number of steps
         "batch_size": 16,
         "sample_every": 0,
         "sample_images": 4,

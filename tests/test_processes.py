@@ -22,6 +22,7 @@ PROGRAM = """
 import json, os, resource, signal, sys, tests
 from ddim_jax import commands
 from ddim_jax.training import loop
+from tests.conftest import count_steps
 
 def save(*arguments, save=loop.save_checkpoint):
     # No file can grow while a checkpoint is written.
@@ -31,6 +32,8 @@ def save(*arguments, save=loop.save_checkpoint):
 
 if os.environ["JAX_PROCESS_ID"] == os.environ.get("FULL"):
     loop.save_checkpoint = save
+if "FULL" in os.environ:
+    loop.prepare_step = count_steps
 for name, *sys.argv[1:] in json.loads(sys.argv[1]):
     if getattr(commands, name)():
         sys.exit(1)
@@ -124,7 +127,7 @@ def assert_close(actual, expected):
 def test_two_processes_and_one_do_the_same(tmp_path, command):
     one, two, then_two, file = (tmp_path / name for name in ("one", "two", "then_two", "c.json"))
     options = {"sample_images": 3, "sample_steps": 2, "validate_images": 8, "checkpoint_every": 2}
-    config = tiny_config(presets()["digits"], one, batch_size=8, decay="constant", **options)
+    config = tiny_config(presets()["digits"], one, batch_size=8, **options)
     save_config(replace(config, model=replace(config.model, num_classes=10)), file)
     draw = ["sample", "generate", one, "--num-images", 5, "--steps", 2, "--sigma", "eta=1"]
     draw += ["--label", 1, 2]

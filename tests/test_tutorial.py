@@ -72,7 +72,7 @@ def test_its_cells_run(tmp_path, monkeypatch):
         if kind == "code":
             exec(source, names)
         if "OUT" in names and "config" not in names:
-            names |= {"OUT": "run", "CHANNELS": 4, "STEPS": 16, "IMAGES": 8}
+            names |= {"OUT": "run", "CHANNELS": 4, "STEPS": 4, "IMAGES": 8}
             names["presets"] = lambda: {"digits": tiny_config(presets()["digits"], "run")}
     assert names["few"].shape == (5, 8, 8, 8, 1)
     assert np.isfinite([*names["own"].values(), *names["bits"].values()]).all()

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from ..download import Remote, fetch
@@ -66,14 +66,13 @@ def load_inception(path: str | Path, sha256: str | None = WEIGHTS.sha256) -> dic
         gain = gamma / np.sqrt(variance.astype(np.float64) + 1e-3)
         kernel = tensors[f"{name}.conv.weight"].transpose(2, 3, 1, 0) * gain
         return {
-            "kernel": jnp.asarray(kernel.astype(np.float32)),
-            "bias": jnp.asarray((beta - mean * gain).astype(np.float32)),
+            "kernel": kernel.astype(np.float32),
+            "bias": (beta - mean * gain).astype(np.float32),
         }
 
     # No score uses the bias of the classes.
-    return {name: folded(name) for name in kernels} | {
-        "fc": {"kernel": jnp.asarray(tensors["fc.weight"].T)}
-    }
+    classes = {"fc": {"kernel": tensors["fc.weight"].T}}
+    return jax.device_put({name: folded(name) for name in kernels} | classes)
 
 
 def _checked(

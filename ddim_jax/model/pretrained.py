@@ -213,7 +213,7 @@ def _fill(
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise ValueError(f"{path} {problem} the tensor {_quoted(names[0])}{more}.")
 
-    def convert(name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    def convert(name: str, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         theirs = rename(name)
         tensor = tensors[theirs]
         # A view, so that a tensor of the wrong shape is never copied.
@@ -237,9 +237,9 @@ def _fill(
                 f"{path} has {theirs} with numbers that are NaN, infinite or too large for "
                 "float32; give a checkpoint from before the training diverged."
             )
-        return jax.numpy.asarray(values)
+        return values
 
-    return jax.tree.map(convert, _names(template), template)
+    return jax.device_put(jax.tree.map(convert, _names(template), template))
 
 
 def _names(params: Any) -> Any:

@@ -1,6 +1,7 @@
 """`train.py import` and `train.py export`: runs from published weights, and the reverse."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -64,9 +65,10 @@ def import_run(config: ImportConfig, console: Console) -> None:
         train=replace(preset.train, label_dropout=dropout),
     )
     run.check()
+    start = jax.jit(partial(initial_state, optimizer=make_optimizer(run.train)))
     with only_one(config.run):
         with checkpoints(config.run, keep=1) as manager:
-            save_checkpoint(manager, initial_state(params, make_optimizer(run.train)), run)
+            save_checkpoint(manager, start(params), run)
         save_config(run, config.run / "config.json")
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     size = f"{count:,} parameters for images {model.image_shape()}"

@@ -1,7 +1,6 @@
 """What the tests of the two command lines share."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -11,15 +10,14 @@ from PIL import Image
 from tests.conftest import ROOT
 
 # With the settings of the suite, so that a process computes the bits that this one does.
-_PROGRAM = "import sys, tests; from ddim_jax.commands import {0}; sys.exit({0}())"
+_PROGRAM = "import sys, tests; {1}\nfrom ddim_jax.commands import {0}; sys.exit({0}())"
 
 
-def start(name, *arguments, **environment):
-    """train.py or sample.py in a process of its own."""
+def start(name, *arguments, before=""):
+    """train.py or sample.py in a process of its own, after a line of Python."""
     return subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM.format(name), *map(str, arguments)],
+        [sys.executable, "-c", _PROGRAM.format(name, before), *map(str, arguments)],
         cwd=ROOT,
-        env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

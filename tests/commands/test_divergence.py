@@ -15,7 +15,7 @@ from tests.conftest import tiny_config
 @pytest.fixture
 def diverge(tmp_path, command):
     """Train at a rate that leaves float32's range; what train.py says."""
-    settings = {"learning_rate": 1e38, "warmup_steps": 60, "decay": "constant", "steps": 60}
+    settings = {"learning_rate": 1e38, "warmup_steps": 60, "steps": 60}
 
     def train(**more):
         config = tiny_config(presets()["digits"], tmp_path / "run", **settings, **more)

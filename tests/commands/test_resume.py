@@ -49,14 +49,16 @@ def received():
 
 
 @pytest.mark.slow
-def test_after_a_signal_the_state_is_saved_and_nothing_else_is_done(tmp_path, monkeypatch):
+def test_after_a_signal_the_state_is_saved_and_nothing_else_is_done(
+    tmp_path, monkeypatch, counted_steps
+):
     """Validation and previews take minutes on a large model; a scheduler kills after 30 seconds."""
     judged, drawn = [], []
     monkeypatch.setattr(loop, "make_validation", lambda *_: lambda *_: judged.append(1) or 1.0)
     monkeypatch.setattr(loop, "make_draw", lambda _: lambda *_: drawn.append(1))
     monkeypatch.setattr(loop, "save_preview", lambda *_: None)
     often = {"checkpoint_every": 2, "sample_every": 1, "validate_images": 4}
-    config = tiny_config(presets()["digits"], tmp_path, steps=100, decay="constant", **often)
+    config = tiny_config(presets()["digits"], tmp_path, steps=100, **often)
     console = Console(file=Interrupting(tmp_path, 5, signal.SIGTERM), soft_wrap=True)
     train(config, console)  # the signal comes with the report of step 5
     assert (latest_step(tmp_path), len(judged), len(drawn)) == (6, 2, 4)
@@ -113,7 +115,7 @@ def test_a_run_that_ended_may_go_on_at_another_rate(step, changes, refused, monk
 
 
 @pytest.mark.slow
-def test_a_finished_run_draws_nothing_again_and_goes_on(tiny_run, command, tmp_path):
+def test_a_finished_run_draws_nothing_again_and_goes_on(tiny_run, command, tmp_path, counted_steps):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     before = tree(run)
     place = [run / "config.json", "--out", run]
@@ -122,6 +124,7 @@ def test_a_finished_run_draws_nothing_again_and_goes_on(tiny_run, command, tmp_p
     assert out == f"{run} is finished at step 3; give more --train.steps to go on\n"
     assert tree(run) == before
     more = ["--train.steps", 4, "--train.warmup-steps", 50]  # a warm-up longer than the run
+    more += ["--train.decay", "cosine"]
     status, out, err = command("train", *place, *more)
     assert (status, err) == (0, "")
     assert f"{run} resumes from step 3 with a learning rate of 0.001\n" in out
@@ -133,8 +136,12 @@ def test_a_finished_run_draws_nothing_again_and_goes_on(tiny_run, command, tmp_p
 @pytest.mark.slow
 def test_ctrl_c_then_kill_9_and_the_end_is_that_of_a_run_never_stopped(tmp_path, command, received):
     """Bit for bit. SIGTERM: see tests/test_processes.py."""
-    whole, out, options = tmp_path / "whole", tmp_path / "run", {"decay": "constant", "steps": 30}
-    config = tiny_config(presets()["digits"], out, checkpoint_every=20, **options)
+    whole, out, options = (
+        tmp_path / "whole",
+        tmp_path / "run",
+        {"steps": 30, "checkpoint_every": 20},
+    )
+    config = tiny_config(presets()["digits"], out, **options)
     # The second signal acts as it did before training.
     console = Console(file=Interrupting(out, 5, signal.SIGINT, signal.SIGINT), soft_wrap=True)
     train(config, console)

@@ -40,7 +40,7 @@ def train(command):
 def digits(train, tmp_path_factory):
     """A trained run of digits, and what train.py said."""
     directory = tmp_path_factory.mktemp("digits")
-    options = {"decay": "constant", "sample_every": 2, "evaluate_images": 16}
+    options = {"sample_every": 2, "evaluate_images": 16}
     config = tiny_config(presets()["digits"], directory / "run", **options)
     jax.clear_caches()  # what is in memory would not reach the persistent cache
     return config, train(config, directory)

@@ -22,9 +22,3 @@ def report(tmp_path_factory):
     directory = tmp_path_factory.mktemp("report") / "ablations" / "new"
     write_report(results, sprites, directory)
     return results, sprites, directory
-
-
-@pytest.fixture
-def without_figures(monkeypatch):
-    """Reports without figures, where these are not tested: they take seconds."""
-    monkeypatch.setattr("ddim_jax.evaluation.report.draw_figures", lambda *_: {})

@@ -150,7 +150,7 @@ def test_a_network_learns_from_features(tiny_run, command, tmp_path, without_fig
     assert command("sample", "classifier", tiny_run, "--epochs", 1)[0] == 0
     status, printed, errors = command(
         "sample", "learn", tiny_run, "--steps", 2, "--start", "eta=1 quadratic S=2", "--updates",
-        20, "--batch-size", 16, "--num-images", 16, "--out", out,
+        10, "--batch-size", 16, "--num-images", 16, "--out", out,
     )  # fmt: skip
     assert status == 0, errors
     assert "less that of the start" in printed

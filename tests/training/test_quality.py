@@ -45,7 +45,6 @@ def judged_run(tmp_path_factory):
         steps=5,
         log_every=3,
         keep_checkpoints=9,
-        decay="constant",
     )
     train(replace(config, train=replace(config.train, steps=2)), QUIET)
     train(config, QUIET)
@@ -80,7 +79,7 @@ def scripted(distances, then=None):
     return lambda *_: Quality(NAME, "scripted", lambda images: 0.0, measure)
 
 
-def test_the_best_checkpoint_is_the_best_by_what_was_asked(tmp_path, monkeypatch):
+def test_the_best_checkpoint_is_the_best_by_what_was_asked(tmp_path, monkeypatch, counted_steps):
     monkeypatch.setattr(loop, "make_quality", scripted([3.0, 1.0, 2.0, 5.0]))
     losses = iter([4.0, 3.0, 0.5, 2.0])
     monkeypatch.setattr(loop, "make_validation", lambda *_: lambda *_: next(losses))
@@ -93,7 +92,7 @@ def test_the_best_checkpoint_is_the_best_by_what_was_asked(tmp_path, monkeypatch
     assert load_run_config(tmp_path, "best")[1] == 4
 
 
-def test_a_signal_ends_the_measuring_and_the_state_is_saved(tmp_path, monkeypatch):
+def test_a_signal_ends_the_measuring_and_the_state_is_saved(tmp_path, monkeypatch, counted_steps):
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         made = scripted([], then=lambda: signal.raise_signal(signal.SIGTERM))

@@ -31,7 +31,7 @@ def read_tensorboard(run):
 @pytest.mark.slow
 def test_tensorboard_has_what_metrics_jsonl_has_also_after_a_resumption(tmp_path, command):
     pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
-    settings = {"decay": "constant", "sample_every": 2, "validate_images": 8}
+    settings = {"sample_every": 2, "validate_images": 8}
     config = tracked(tmp_path, "tensorboard", **settings)
     save_config(config, tmp_path / "config.json")
     run = Path(config.out)
