@@ -183,7 +183,8 @@ def test_a_peer_with_other_results_is_not_timed(tmp_path, capsys):
     def loss(params):
         return jnp.mean((apply(params, jnp.asarray(x_T), jnp.asarray(t)) - x_T[::-1]) ** 2)
 
-    kernel = jax.grad(loss)(params)["conv_in"]["kernel"].transpose(3, 2, 0, 1)  # as PyTorch's
+    kernel = np.array(jax.jit(jax.grad(loss))(params)["conv_in"]["kernel"])
+    kernel = kernel.transpose(3, 2, 0, 1)  # as PyTorch's
     theirs = {"sample": x_T.transpose(0, 3, 1, 2), "gradient": kernel}
 
     def ask(call, **arguments):
@@ -196,7 +197,7 @@ def test_a_peer_with_other_results_is_not_timed(tmp_path, capsys):
         return peer_sides(config, params, x_T, t, x_T, 1, tmp_path, ask)
 
     assert list(sides()) == ["forward", SAMPLING, "training"]
-    theirs["gradient"] = kernel.at[0].multiply(1.01)
+    kernel[0] *= 1.01
     assert list(sides()) == ["forward", SAMPLING]
     assert "training is not compared" in capsys.readouterr().err
     theirs["sample"] = theirs["sample"] * 1.01

@@ -53,7 +53,7 @@ def build_unet(config: UNetConfig, seed: int) -> tuple[Callable[..., Images], Pa
 
     >>> config = UNetConfig(8, 1, 8, (1,), blocks=1, attention_resolutions=(), groups=2)
     >>> apply, params = build_unet(config, seed=0)
-    >>> apply(params, jnp.zeros((2, 8, 8, 1)), jnp.array([0, 999])).shape
+    >>> jax.jit(apply)(params, jnp.zeros((2, 8, 8, 1)), jnp.array([0, 999])).shape
     (2, 8, 8, 1)
     """
     config.check()
