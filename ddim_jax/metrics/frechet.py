@@ -1,9 +1,10 @@
 """The Fréchet distance, from features or from statistics, in float64."""
 
+from functools import cache
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from .points import Numbers, Points, Statistics, as_points
 
@@ -31,7 +32,7 @@ def frechet_distance(
     x = centred @ (axes.vectors * np.sqrt(axes.variances))  # rows Σ_a^½ d_i, d_i = b_i − μ_b
     # Σ_a^½ Σ_b Σ_a^½ has the eigenvalues of the Gram matrix of its factors: take the smaller one.
     product = (x @ x.T if n <= x.shape[1] else x.T @ x) / (n - 1)
-    with threadpool_limits(_threads(product), "blas"):
+    with _blas().limit(limits=_threads(product)):
         decomposed = np.linalg.eigh(product) if leave_one_out else np.linalg.eigvalsh(product)
     variances = np.clip(decomposed[0] if leave_one_out else decomposed, 0, None)
     overlap = np.sqrt(variances).sum()
@@ -97,3 +98,9 @@ def frechet_of_statistics(a: Statistics, b: Statistics) -> float:
 def _threads(matrix: np.ndarray) -> int | None:
     """OpenBLAS's threads wait for each other: on small matrices one is ten times as fast."""
     return 1 if len(matrix) < 512 else None
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    """NumPy's OpenBLAS, which takes a millisecond to find."""
+    return ThreadpoolController().select(user_api="blas")

@@ -41,7 +41,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_good_checkpoint(d
 
 
 @pytest.mark.slow
-def test_an_exploded_loss_stops_the_run(diverge):
+def test_an_exploded_loss_stops_the_run(diverge, counted_steps):
     assert re.search(
         r"^error: the loss is [\d.]+ at step 1, above --train.max-loss \(0.001\); "
         r"no checkpoint was saved before it",

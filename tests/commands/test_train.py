@@ -42,7 +42,6 @@ def digits(train, tmp_path_factory):
     directory = tmp_path_factory.mktemp("digits")
     options = {"sample_every": 2, "evaluate_images": 16}
     config = tiny_config(presets()["digits"], directory / "run", **options)
-    jax.clear_caches()  # what is in memory would not reach the persistent cache
     return config, train(config, directory)
 
 

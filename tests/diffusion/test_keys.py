@@ -49,7 +49,7 @@ def test_keys_made_inside_a_compiled_program_are_those_made_outside(wide):
 
 @pytest.mark.usefixtures("optimised")
 def test_the_noise_of_an_image_is_its_own():
-    """Bit for bit: alone, in batches of 7 and 64, at another place, and over 1, 2 and 8 devices."""
+    """Bit for bit: alone, in batches of 7 and 64, at another place, and over 2 and 8 devices."""
     alone = np.asarray(jax.jit(lambda keys: initial_noise(keys, SHAPE))(image_keys(9, [42])))[0]
     for indices in (range(36, 43), range(42, 106), range(0, 64)):
         batch = np.asarray(jax.jit(lambda keys: initial_noise(keys, SHAPE))(image_keys(9, indices)))
@@ -58,7 +58,7 @@ def test_the_noise_of_an_image_is_its_own():
         jnp.arange(40, 45)
     )
     np.testing.assert_array_equal(traced[2], alone)
-    for devices in (1, 2, 8):
+    for devices in (2, 8):
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",))
         split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
         batch = jax.jit(lambda keys: initial_noise(keys, SHAPE), in_shardings=split)(

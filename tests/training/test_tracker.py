@@ -29,7 +29,9 @@ def read_tensorboard(run):
 
 
 @pytest.mark.slow
-def test_tensorboard_has_what_metrics_jsonl_has_also_after_a_resumption(tmp_path, command):
+def test_tensorboard_has_what_metrics_jsonl_has_also_after_a_resumption(
+    tmp_path, command, counted_steps
+):
     pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
     settings = {"sample_every": 2, "validate_images": 8}
     config = tracked(tmp_path, "tensorboard", **settings)
