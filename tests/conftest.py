@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -106,6 +107,12 @@ def inception_file(tmp_path_factory):
 def tiny_run(tmp_path_factory):
     """A run directory at step 3: weights far from zero, so that its images are not mere noise."""
     return save_tiny_run(tmp_path_factory.mktemp("runs") / "tiny")
+
+
+@pytest.fixture
+def copy_of_run(tiny_run, tmp_path):
+    """A run to write into."""
+    return shutil.copytree(tiny_run, tmp_path / "copy")
 
 
 def save_tiny_run(out, num_steps=1000):

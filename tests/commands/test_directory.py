@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -72,10 +71,9 @@ def test_a_directory_without_locks(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run_that_another_process_trained_meanwhile(tiny_run, tmp_path, monkeypatch):
+def test_a_run_that_another_process_trained_meanwhile(copy_of_run, monkeypatch):
     """Between this process's look at the directory and its lock."""
-    shutil.copytree(tiny_run, tmp_path / "run")
-    config = tiny_config(presets()["digits"], tmp_path / "run", steps=4)
+    config = tiny_config(presets()["digits"], copy_of_run, steps=4)
     steps = iter([3, 4])
     monkeypatch.setattr("ddim_jax.training.loop.resumable_step", lambda *_: next(steps))
     with pytest.raises(ValueError, match="was trained by another process meanwhile; start again"):

@@ -3,7 +3,6 @@
 import io
 import re
 import shlex
-import shutil
 import signal
 import time
 
@@ -115,8 +114,8 @@ def test_a_run_that_ended_may_go_on_at_another_rate(step, changes, refused, monk
 
 
 @pytest.mark.slow
-def test_a_finished_run_draws_nothing_again_and_goes_on(tiny_run, command, tmp_path, counted_steps):
-    run = shutil.copytree(tiny_run, tmp_path / "run")
+def test_a_finished_run_draws_nothing_again_and_goes_on(copy_of_run, command, counted_steps):
+    run = copy_of_run
     before = tree(run)
     place = [run / "config.json", "--out", run]
     status, out, err = command("train", *place)  # it has no grid: --train.sample-every 0

@@ -8,20 +8,20 @@ from tests.commands import draw
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("optimised")
-def test_an_image_does_not_depend_on_what_else_is_drawn(noisy_run, command, tmp_path):
+def test_an_image_does_not_depend_on_what_else_is_drawn(tiny_run, command, tmp_path):
     eleven, _ = draw(
-        command, noisy_run, tmp_path, "--num-images", 11, "--batch-size", 8, "--sigma", "eta=1"
+        command, tiny_run, tmp_path, "--num-images", 11, "--batch-size", 8, "--sigma", "eta=1"
     )
     assert (eleven.shape, eleven.dtype) == ((11, 8, 8, 1), np.uint8)
     assert len({image.tobytes() for image in eleven}) == 11
     three, _ = draw(
-        command, noisy_run, tmp_path, "--num-images", 3, "--batch-size", 8, "--sigma", "eta=1"
+        command, tiny_run, tmp_path, "--num-images", 3, "--batch-size", 8, "--sigma", "eta=1"
     )
     np.testing.assert_array_equal(three, eleven[:3])  # the same batch size: bit for bit
     for batch_size in (3, 16):  # other batches and, with 8 devices here, 3 and 8 of them
         other, _ = draw(
             command,
-            noisy_run,
+            tiny_run,
             tmp_path,
             "--num-images",
             11,
@@ -33,7 +33,7 @@ def test_an_image_does_not_depend_on_what_else_is_drawn(noisy_run, command, tmp_
         assert np.abs(other.astype(int) - eleven).max() <= 1
     seeded, _ = draw(
         command,
-        noisy_run,
+        tiny_run,
         tmp_path,
         "--num-images",
         3,
@@ -48,9 +48,9 @@ def test_an_image_does_not_depend_on_what_else_is_drawn(noisy_run, command, tmp_
 
 
 @pytest.mark.slow
-def test_sigma_and_timesteps_are_what_they_say(noisy_run, command, tmp_path):
+def test_sigma_and_timesteps_are_what_they_say(tiny_run, command, tmp_path):
     def images(*flags):
-        return draw(command, noisy_run, tmp_path, "--num-images", 4, "--batch-size", 4, *flags)[
+        return draw(command, tiny_run, tmp_path, "--num-images", 4, "--batch-size", 4, *flags)[
             0
         ].astype(int)
 

@@ -119,11 +119,11 @@ def test_a_thousand_steps_on_the_digits_themselves_give_digits():
     source = oracle_source("digits")
     grid = cells(source.alpha_bar, ("eta=0", "eta=1"), ("uniform",), (1000,))
     with open("log", "w") as log:
-        drawn, _ = draw_cells(Drawing(source, 0, 24, 24), grid, [0, 0], Console(file=log))
+        drawn, _ = draw_cells(Drawing(source, 0, 12, 12), grid, [0, 0], Console(file=log))
     references = source.reference().images
     known = {np.rint((image + 1) * 127.5).astype(np.uint8).tobytes() for image in references}
     for found in drawn:
-        assert sum(image.tobytes() in known for image in found.images()) >= 22
+        assert sum(image.tobytes() in known for image in found.images()) >= 11
 
 
 # ---- the command
@@ -152,9 +152,8 @@ def without_times(values):
 
 
 @pytest.mark.slow
-def test_an_interrupted_ablation_ends_as_a_whole_one(tiny_run, command, tmp_path, request):
-    one = tmp_path / "one"
-    shutil.copytree(tiny_run, one)
+def test_an_interrupted_ablation_ends_as_a_whole_one(copy_of_run, command, request):
+    one = copy_of_run
     status, out, err = command("sample", "ablate", one, *ARGUMENTS)
     assert (status, err) == (0, "")
     assert "1 compilation of the sampler for 6 cells" in out

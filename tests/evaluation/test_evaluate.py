@@ -1,7 +1,6 @@
 """FID and its companions of any two sets of images, and Table 1, on Inception weights by rule."""
 
 import json
-import shutil
 
 import jax
 import numpy as np
@@ -114,7 +113,7 @@ def test_inception_statistics_of_both_families(command, pictures, weights, tmp_p
 
 @pytest.mark.slow
 def test_table_1_of_the_paper_on_a_stand_in(
-    command, tiny_run, weights, tmp_path, monkeypatch, without_figures
+    command, copy_of_run, weights, tmp_path, monkeypatch, without_figures
 ):
     path, sha256 = weights
     reference = tmp_path / "reference.npz"
@@ -122,13 +121,13 @@ def test_table_1_of_the_paper_on_a_stand_in(
     np.savez(reference, images=images)
     monkeypatch.setenv("DDIM_JAX_INCEPTION", str(path))
     arguments = [
-        "ablate", tiny_run, "--preset", "table1", "--num-images", 8, "--steps", 10,
+        "ablate", copy_of_run, "--preset", "table1", "--num-images", 8, "--steps", 10,
         "--sigma", "eta=0", "hat", "--inception-sha256", sha256, "--batch-size", 8,
         "--against", reference,
     ]  # fmt: skip
     status, out, err = command("sample", *arguments)
     assert (status, err) == (0, "")
-    report = tiny_run / "ablations" / "table1"
+    report = copy_of_run / "ablations" / "table1"
     table = (report / "table.md").read_text()
     assert f"Fréchet distance, Inception tf1 with weights {sha256[:8]}, n=8 against 9" in table
     assert "13.36 (13.36–13.74)" in table  # the paper's
@@ -139,20 +138,28 @@ def test_table_1_of_the_paper_on_a_stand_in(
     assert [cell["metrics"] for cell in again] == [cell["metrics"] for cell in cells]
 
 
-def test_the_samples_of_a_run_are_drawn_and_kept(command, tiny_run):
-    arguments = ["evaluate", tiny_run, "--against", "digits@test", "--num-images", 8, "--steps", 2]
+def test_the_samples_of_a_run_are_drawn_and_kept(command, copy_of_run):
+    arguments = [
+        "evaluate",
+        copy_of_run,
+        "--against",
+        "digits@test",
+        "--num-images",
+        8,
+        "--steps",
+        2,
+    ]
     outputs = [command("sample", *arguments, "--solver", "adams=2")[1] for _ in range(2)]
     assert "eta=0 quadratic adams=2 S=2, clip official, seed 0" in outputs[0]
     assert "1 of 1 batches already exist" in outputs[1]
     assert values(outputs[0]) == values(outputs[1])
 
 
-def test_the_classifier_is_that_of_the_run(command, tiny_run, tmp_path):
-    run = shutil.copytree(tiny_run, tmp_path / "run")
-    assert command("sample", "classifier", run, "--epochs", 1)[0] == 0
+def test_the_classifier_is_that_of_the_run(command, copy_of_run):
+    assert command("sample", "classifier", copy_of_run, "--epochs", 1)[0] == 0
     arguments = ["--against", "digits@test", "--num-images", 8, "--steps", 1]
     arguments += ["--features", "classifier"]
-    status, out, err = command("sample", "evaluate", run, *arguments)
+    status, out, err = command("sample", "evaluate", copy_of_run, *arguments)
     assert (status, err) == (0, "")
     assert "classifier, 95 % intervals" in out
     assert "warning: S=1: τ starts at t = 1, where ᾱ is 1" in out

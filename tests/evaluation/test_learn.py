@@ -63,15 +63,14 @@ def test_a_learned_sampler_beats_every_named_one(learned, gaussian):
     assert learned[0].with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_three_seeds_find_the_same(learned, gaussian):
+def test_another_seed_finds_the_same(learned, gaussian):
     base = sampler_cells(gaussian.alpha_bar, ["eta=1 quadratic dpmpp=2 S=5"])[0].table
     first = table_parameters(base, ["sigma", "noise", "correction"], 3)
     found = sum(w2(gaussian, load_sampler(learned[0], gaussian.alpha_bar)[0]))
     with jax.enable_x64(True):
         loss = exact_loss(gaussian, "w2")
-        for seed in (1, 2):
-            _, curve = minimise(lambda p: loss(learned_table(base, p)), first, seed)
-            assert curve[-1] == pytest.approx(found, rel=0.01)
+        _, curve = minimise(lambda p: loss(learned_table(base, p)), first, 1)
+    assert curve[-1] == pytest.approx(found, rel=0.01)
 
 
 def test_an_interrupted_descent_ends_as_a_whole_one(alpha_bar, tmp_path):
@@ -144,12 +143,12 @@ def test_what_a_descent_finds_is_a_table_that_is_accepted(alpha_bar, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_network_learns_from_features(tiny_run, command, tmp_path, without_figures):
+def test_a_network_learns_from_features(copy_of_run, command, tmp_path, without_figures):
     """The loss falls on noise that was trained on, and the sampler draws and is ablated."""
     out = tmp_path / "two.npz"
-    assert command("sample", "classifier", tiny_run, "--epochs", 1)[0] == 0
+    assert command("sample", "classifier", copy_of_run, "--epochs", 1)[0] == 0
     status, printed, errors = command(
-        "sample", "learn", tiny_run, "--steps", 2, "--start", "eta=1 quadratic S=2", "--updates",
+        "sample", "learn", copy_of_run, "--steps", 2, "--start", "eta=1 quadratic S=2", "--updates",
         10, "--batch-size", 16, "--num-images", 16, "--out", out,
     )  # fmt: skip
     assert status == 0, errors
@@ -159,16 +158,16 @@ def test_a_network_learns_from_features(tiny_run, command, tmp_path, without_fig
     assert "kernel distance, classifier" in recipe["loss"]
     picture = tmp_path / "x.npz"
     status, printed, errors = command(
-        "sample", "generate", tiny_run, "--sampler", out, "--num-images", 2, "--out", picture
+        "sample", "generate", copy_of_run, "--sampler", out, "--num-images", 2, "--out", picture
     )
     assert status == 0, errors
     assert "S=2 of its own, two" in printed
     status, _, errors = command(
-        "sample", "ablate", tiny_run, "--sampler", "eta=1 quadratic S=2", out, "--num-images", 8,
+        "sample", "ablate", copy_of_run, "--sampler", "eta=1 quadratic S=2", out, "--num-images", 8,
         "--name", "ladder",
     )  # fmt: skip
     assert status == 0, errors
-    results = json.loads((tiny_run / "ablations" / "ladder" / "results.json").read_text())
+    results = json.loads((copy_of_run / "ablations" / "ladder" / "results.json").read_text())
     assert [cell["id"] for cell in results["cells"]] == ["eta=1 quadratic S=2", "two S=2"]
     assert "difference" in results["cells"][1]
 

@@ -47,7 +47,7 @@ def test_gradients_on_features_improve_what_is_held_out(teacher):
     parameters = table_parameters(start, ["correction"], 2)
     adam = optax.adam(0.05)
     state = adam.init(parameters)
-    for update in range(40):
+    for update in range(20):
         _, gradient = gradient_of(parameters, update)
         steps, state = adam.update(gradient, state)
         parameters = optax.apply_updates(parameters, steps)

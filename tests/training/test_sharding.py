@@ -84,7 +84,7 @@ def alone(alpha_bar):
     return gradient(weights(), network, alpha_bar)
 
 
-@pytest.mark.parametrize("mesh", [(2, 1), (4, 1), (8, 1), (2, 4)])
+@pytest.mark.parametrize("mesh", [(2, 1), (8, 1), (2, 4)])
 def test_a_mesh_changes_no_gradient(alone, alpha_bar, mesh):
     assert_same_gradient(weights(), gradient(weights(), network, alpha_bar, *mesh), alone)
     assert all(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(alone[0]))
@@ -147,10 +147,11 @@ def test_a_mesh_and_rematerialisation_change_no_gradient_of_the_unet(
 @pytest.mark.slow
 def test_bfloat16_changes_little_and_the_state_stays_float32(unet_params, unet_alone, alpha_bar):
     apply = unet_apply(UNET, "bfloat16")
-    state, metrics = one_step(unet_params, apply, optax.adam(1e-3), alpha_bar)
-    expected = unet_alone[1]
+    (_, metrics), (_, expected) = gradient(unet_params, apply, alpha_bar), unet_alone
     assert metrics["loss"] == pytest.approx(expected["loss"], rel=0.02)
     assert metrics["loss"] != expected["loss"]
     assert metrics["grad_norm"] == pytest.approx(expected["grad_norm"], rel=0.05)
+    step, *arguments = prepare(unet_params, apply, optax.adam(1e-3), alpha_bar, 1, 1)
+    state, _ = jax.eval_shape(step, arguments[0], *arguments[1])
     floats = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
     assert {leaf.dtype for leaf in floats} == {np.dtype("float32")}
