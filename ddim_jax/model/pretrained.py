@@ -213,7 +213,7 @@ def _fill(
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise ValueError(f"{path} {problem} the tensor {_quoted(names[0])}{more}.")
 
-    def convert(name: str, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+    def convert(name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         theirs = rename(name)
         tensor = tensors[theirs]
         # A view, so that a tensor of the wrong shape is never copied.
@@ -237,9 +237,9 @@ def _fill(
                 f"{path} has {theirs} with numbers that are NaN, infinite or too large for "
                 "float32; give a checkpoint from before the training diverged."
             )
-        return values
+        return jax.device_put(values)  # `asarray` compiles a program for each shape
 
-    return jax.device_put(jax.tree.map(convert, _names(template), template))
+    return jax.tree.map(convert, _names(template), template)
 
 
 def _names(params: Any) -> Any:
