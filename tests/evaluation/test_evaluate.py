@@ -73,6 +73,7 @@ def test_pixels_of_an_npz_a_folder_and_a_data_set(command, pictures):
     assert sum(" ± " in line or " −" in line for line in out.splitlines()) == 6
 
 
+@pytest.mark.slow
 def test_inception_statistics_of_both_families(command, pictures, weights, tmp_path, monkeypatch):
     place, real, fake = pictures
     path, sha256 = weights
@@ -138,6 +139,7 @@ def test_table_1_of_the_paper_on_a_stand_in(
     assert [cell["metrics"] for cell in again] == [cell["metrics"] for cell in cells]
 
 
+@pytest.mark.slow
 def test_the_samples_of_a_run_are_drawn_and_kept(command, copy_of_run):
     arguments = [
         "evaluate",
@@ -155,6 +157,7 @@ def test_the_samples_of_a_run_are_drawn_and_kept(command, copy_of_run):
     assert values(outputs[0]) == values(outputs[1])
 
 
+@pytest.mark.slow
 def test_the_classifier_is_that_of_the_run(command, copy_of_run):
     assert command("sample", "classifier", copy_of_run, "--epochs", 1)[0] == 0
     arguments = ["--against", "digits@test", "--num-images", 8, "--steps", 1]

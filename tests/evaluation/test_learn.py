@@ -44,6 +44,7 @@ def learned(tmp_path_factory, command):
     return out, printed
 
 
+@pytest.mark.slow
 def test_a_learned_sampler_beats_every_named_one(learned, gaussian):
     table, recipe = load_sampler(learned[0], gaussian.alpha_bar)
     bars = gaussian.alpha_bar
@@ -63,6 +64,7 @@ def test_a_learned_sampler_beats_every_named_one(learned, gaussian):
     assert learned[0].with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_another_seed_finds_the_same(learned, gaussian):
     base = sampler_cells(gaussian.alpha_bar, ["eta=1 quadratic dpmpp=2 S=5"])[0].table
     first = table_parameters(base, ["sigma", "noise", "correction"], 3)

@@ -39,6 +39,7 @@ def run(tiny_run, tmp_path_factory, command):
     return json.loads((out / "results.json").read_text()), out, printed, flags
 
 
+@pytest.mark.slow
 def test_the_command_measures_both_splits(run, tiny_run):
     results, out, printed, _ = run
     entries = results["results"]
@@ -60,6 +61,7 @@ def test_the_command_measures_both_splits(run, tiny_run):
     assert "published" not in results
 
 
+@pytest.mark.slow
 def test_the_terms_are_those_of_floor_1(run, tiny_run):
     """The first cell of the test split, computed image by image with the public function."""
     source = run_source(tiny_run)
@@ -76,6 +78,7 @@ def test_the_terms_are_those_of_floor_1(run, tiny_run):
     assert run[0]["results"][0]["bits"]["value"] == pytest.approx(bits, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_repeated_it_gives_the_same_numbers(run, tiny_run, command, tmp_path):
     flags = [flag for flag in run[3] if flag != "--ode"]
     status, _, errors = command("sample", "likelihood", tiny_run, "--out", tmp_path, *flags)

@@ -117,6 +117,7 @@ class Page:
         assert len([url for url in urls if url.startswith("file:")]) == 1
 
 
+@pytest.mark.slow
 def test_the_page_by_mouse_and_by_keyboard(browser, report):
     from selenium.webdriver import ActionChains, Keys
 
@@ -189,6 +190,7 @@ def test_the_address_keeps_what_is_shown_and_tables_are_copied(browser, report):
     page.check_quiet()
 
 
+@pytest.mark.slow
 def test_another_report_stands_beside_it(browser, report, tmp_path):
     from selenium.webdriver.support.ui import Select
 

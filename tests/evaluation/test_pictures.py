@@ -44,6 +44,7 @@ def drawn(odd_run, command, tmp_path):
     return draw
 
 
+@pytest.mark.slow
 def test_the_ends_of_an_interpolation_are_the_images_of_the_noises(
     odd_run, command, tmp_path, saved, drawn
 ):
@@ -78,6 +79,7 @@ def test_the_ends_of_an_interpolation_are_the_images_of_the_noises(
     assert out.exists()
 
 
+@pytest.mark.slow
 def test_a_trajectory_goes_from_noise_to_the_image_of_generate(
     odd_run, command, tmp_path, saved, drawn
 ):
@@ -145,6 +147,7 @@ def test_a_mistake_is_one_sentence_and_writes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_model_without_a_row_for_no_label_draws_its_classes(odd_run, command, tmp_path):
     """--train.label-dropout 0 leaves "no label" untrained: every command takes the classes."""
     run = write_odd_run(tmp_path / "run", label_dropout=0.0)

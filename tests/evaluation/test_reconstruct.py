@@ -135,6 +135,7 @@ def odd_run(tmp_path_factory):
     return write_odd_run(tmp_path_factory.mktemp("runs") / "odd")
 
 
+@pytest.mark.slow
 def test_reconstruct_writes_a_table_its_numbers_and_a_picture(
     tiny_run, command, tmp_path, monkeypatch
 ):
@@ -189,6 +190,7 @@ def test_reconstruct_writes_a_table_its_numbers_and_a_picture(
     assert other["results"][1]["mse"] != pytest.approx(report["results"][1]["mse"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_model_of_v_with_classes_and_few_steps_takes_its_defaults(odd_run, command):
     """x_T at ᾱ_T = 0 is no obstacle, and the S are those of the paper that T = 20 allows."""
     status, _, err = command(
@@ -200,6 +202,7 @@ def test_a_model_of_v_with_classes_and_few_steps_takes_its_defaults(odd_run, com
     assert results[1]["mse"] < results[0]["mse"]
 
 
+@pytest.mark.slow
 def test_a_folder_gives_its_train_split_and_that_is_said(odd_run, command, tmp_path):
     (tmp_path / "images").mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8), np.uint8)

@@ -55,6 +55,7 @@ def values(out):
     return {line["step"]: line[NAME] for line in metrics(out) if NAME in line}
 
 
+@pytest.mark.slow
 def test_the_value_is_that_of_the_first_images_of_the_seed(judged_run):
     out = Path(judged_run.out)
     assert [line["step"] for line in metrics(out)] == [2, 3, 4, 5]
@@ -106,6 +107,7 @@ def test_a_signal_ends_the_measuring_and_the_state_is_saved(tmp_path, monkeypatc
         load_run_config(tmp_path, "best")
 
 
+@pytest.mark.slow
 def test_nothing_is_waited_for_after_a_signal(judged_run):
     class Never:
         def is_ready(self):
@@ -126,6 +128,7 @@ def test_nothing_is_waited_for_after_a_signal(judged_run):
         quality.score(images, stop)
 
 
+@pytest.mark.slow
 def test_features_of_the_runs_classifier(judged_run, tmp_path):
     config = replace(judged_run, out=str(tmp_path))
     config = replace(config, train=replace(config.train, evaluate_features="classifier"))
