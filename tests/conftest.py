@@ -72,18 +72,11 @@ def command():
     return call
 
 
-def count_steps(*_, **__):
-    """In place of a run's `prepare_step`: steps that are counted, and change nothing else."""
-
-    def step(state, *_):
-        return state._replace(step=state.step + 1), dict.fromkeys(("loss", "grad_norm"), 1.0)
-
-    return step
-
-
 @pytest.fixture
 def counted_steps(monkeypatch):
     """Training of which only what is around its steps is real."""
+    from tests.training import count_steps
+
     monkeypatch.setattr("ddim_jax.training.loop.prepare_step", count_steps)
 
 

@@ -22,7 +22,7 @@ PROGRAM = """
 import json, os, resource, signal, sys, tests
 from ddim_jax import commands
 from ddim_jax.training import loop
-from tests.conftest import count_steps
+from tests.training import count_steps
 
 def save(*arguments, save=loop.save_checkpoint):
     # No file can grow while a checkpoint is written.

@@ -102,5 +102,5 @@ def _threads(matrix: np.ndarray) -> int | None:
 
 @cache
 def _blas() -> ThreadpoolController:
-    """NumPy's OpenBLAS, which takes a millisecond to find."""
+    """The libraries that NumPy multiplies with; to find them takes a millisecond."""
     return ThreadpoolController().select(user_api="blas")

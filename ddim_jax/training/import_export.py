@@ -65,6 +65,7 @@ def import_run(config: ImportConfig, console: Console) -> None:
         train=replace(preset.train, label_dropout=dropout),
     )
     run.check()
+    # One program, not several for each shape.
     start = jax.jit(partial(initial_state, optimizer=make_optimizer(run.train)))
     with only_one(config.run):
         with checkpoints(config.run, keep=1) as manager:

@@ -180,7 +180,7 @@ from pathlib import Path
 import tests
 from ddim_jax.commands import train
 from ddim_jax.training import loop
-from tests.conftest import count_steps
+from tests.training import count_steps
 loop.prepare_step = count_steps
 save = loop.save_checkpoint
 def limited(manager, state, *rest):

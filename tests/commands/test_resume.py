@@ -115,21 +115,20 @@ def test_a_run_that_ended_may_go_on_at_another_rate(step, changes, refused, monk
 
 @pytest.mark.slow
 def test_a_finished_run_draws_nothing_again_and_goes_on(copy_of_run, command, counted_steps):
-    run = copy_of_run
-    before = tree(run)
-    place = [run / "config.json", "--out", run]
+    before = tree(copy_of_run)
+    place = [copy_of_run / "config.json", "--out", copy_of_run]
     status, out, err = command("train", *place)  # it has no grid: --train.sample-every 0
     assert (status, err) == (0, "")
-    assert out == f"{run} is finished at step 3; give more --train.steps to go on\n"
-    assert tree(run) == before
+    assert out == f"{copy_of_run} is finished at step 3; give more --train.steps to go on\n"
+    assert tree(copy_of_run) == before
     more = ["--train.steps", 4, "--train.warmup-steps", 50]  # a warm-up longer than the run
     more += ["--train.decay", "cosine"]
     status, out, err = command("train", *place, *more)
     assert (status, err) == (0, "")
-    assert f"{run} resumes from step 3 with a learning rate of 0.001\n" in out
+    assert f"{copy_of_run} resumes from step 3 with a learning rate of 0.001\n" in out
     assert "\ncompiling the training step …\nstep 4/4  loss" in out
     assert "trained to step 4\n" in out
-    assert not (run / "samples.png").exists()
+    assert not (copy_of_run / "samples.png").exists()
 
 
 @pytest.mark.slow

@@ -153,11 +153,10 @@ def without_times(values):
 
 @pytest.mark.slow
 def test_an_interrupted_ablation_ends_as_a_whole_one(copy_of_run, command, request):
-    one = copy_of_run
-    status, out, err = command("sample", "ablate", one, *ARGUMENTS)
+    status, out, err = command("sample", "ablate", copy_of_run, *ARGUMENTS)
     assert (status, err) == (0, "")
     assert "1 compilation of the sampler for 6 cells" in out
-    report = one / "ablations" / "default"
+    report = copy_of_run / "ablations" / "default"
     names = REPORT | {"samples.png"}
     assert {path.name for path in report.iterdir()} == names
     results = json.loads((report / "results.json").read_text())
@@ -171,7 +170,7 @@ def test_an_interrupted_ablation_ends_as_a_whole_one(copy_of_run, command, reque
 
     # Stopped: some batches are there, one is half-written.
     before = {name: (report / name).read_bytes() for name in names}
-    places = one / "ablations" / "cells"
+    places = copy_of_run / "ablations" / "cells"
     files, measured = sorted(places.rglob("0*.npz")), sorted(places.rglob("metrics-*.npz"))
     assert (len(files), len(measured)) == (6 * 3, 6)
     kept = {path: path.read_bytes() for path in [*files[::2], *measured[2:]]}
@@ -180,7 +179,7 @@ def test_an_interrupted_ablation_ends_as_a_whole_one(copy_of_run, command, reque
     measured[1].write_bytes(measured[1].read_bytes()[:-7])
     files[1].with_name(f".partial-1-{files[1].name}").write_bytes(b"half")
     shutil.rmtree(report)
-    status, out, err = command("sample", "ablate", one, *ARGUMENTS)
+    status, out, err = command("sample", "ablate", copy_of_run, *ARGUMENTS)
     assert (status, err) == (0, "")
     assert "9 of 18 batches already exist" in out
     assert "4 of 6 cells are already measured" in out
@@ -194,7 +193,7 @@ def test_an_interrupted_ablation_ends_as_a_whole_one(copy_of_run, command, reque
     # What was measured serves another baseline.
     request.getfixturevalue("without_figures")
     status, out, _ = command(
-        "sample", "ablate", one, *ARGUMENTS, "--baseline", "sigma-hat quadratic S=2",
+        "sample", "ablate", copy_of_run, *ARGUMENTS, "--baseline", "sigma-hat quadratic S=2",
         "--likelihood", "6",
     )  # fmt: skip
     assert (status, "6 of 6 cells are already measured" in out) == (0, True)
@@ -207,12 +206,12 @@ def test_an_interrupted_ablation_ends_as_a_whole_one(copy_of_run, command, reque
     assert "difference" not in json.loads((report / "results.json").read_text())["cells"][4]
 
     # A classifier of the same data gives features under their own name.
-    assert command("sample", "classifier", one, "--epochs", 1)[0] == 0
+    assert command("sample", "classifier", copy_of_run, "--epochs", 1)[0] == 0
     status, _, err = command(
-        "sample", "ablate", one, *ARGUMENTS, "--features", "classifier", "--name", "learned"
+        "sample", "ablate", copy_of_run, *ARGUMENTS, "--features", "classifier", "--name", "learned"
     )
     assert (status, err) == (0, "")
-    learned = json.loads((one / "ablations" / "learned" / "results.json").read_text())
+    learned = json.loads((copy_of_run / "ablations" / "learned" / "results.json").read_text())
     assert learned["metrics"]["frechet"].startswith("Fréchet distance, classifier, n=12")
     assert learned["compilations"] == 0
 

@@ -151,7 +151,7 @@ def test_bfloat16_changes_little_and_the_state_stays_float32(unet_params, unet_a
     assert metrics["loss"] == pytest.approx(expected["loss"], rel=0.02)
     assert metrics["loss"] != expected["loss"]
     assert metrics["grad_norm"] == pytest.approx(expected["grad_norm"], rel=0.05)
-    step, *arguments = prepare(unet_params, apply, optax.adam(1e-3), alpha_bar, 1, 1)
-    state, _ = jax.eval_shape(step, arguments[0], *arguments[1])
+    step, state, batch = prepare(unet_params, apply, optax.adam(1e-3), alpha_bar, 1, 1)
+    state, _ = jax.eval_shape(step, state, *batch)
     floats = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
     assert {leaf.dtype for leaf in floats} == {np.dtype("float32")}
